@@ -1,0 +1,31 @@
+/* RegionMap: one bit per region, with a summary above so that sparse maps are walked quickly.
+ * Positions and lengths are in regions. A map has one owner at a time; it takes no lock. */
+#ifndef PYREPL_REGIONS_H
+#define PYREPL_REGIONS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct pr_regions pr_regions;
+
+pr_regions *pr_regions_new(uint64_t count);                 /* all clear; NULL: no memory. Untouched parts cost no memory. */
+void pr_regions_free(pr_regions *map);
+uint64_t pr_regions_size(const pr_regions *map);            /* regions that the map covers */
+int pr_regions_resize(pr_regions *map, uint64_t count);     /* what is added is clear; -ENOMEM */
+/* The caller has checked first + n <= size. */
+void pr_regions_mark(pr_regions *map, uint64_t first, uint64_t n);
+void pr_regions_clear(pr_regions *map, uint64_t first, uint64_t n);
+int pr_regions_test(const pr_regions *map, uint64_t region);
+uint64_t pr_regions_count(const pr_regions *map);           /* marked regions */
+int pr_regions_any(const pr_regions *map);
+/* The next run of marked regions at or after `from`; its length (0: none left), its start in *first. At most `most`. */
+uint64_t pr_regions_next(const pr_regions *map, uint64_t from, uint64_t most, uint64_t *first);
+void pr_regions_union(pr_regions *into, const pr_regions *other);      /* sizes may differ: the common part */
+void pr_regions_subtract(pr_regions *from, const pr_regions *other);
+/* into[first, first + n) = other[first, first + n), where other ends it counts as clear */
+void pr_regions_copy_range(pr_regions *into, const pr_regions *other, uint64_t first, uint64_t n);
+
+/* The bits: bit i of word i / 64. Valid until the map is resized. */
+const uint64_t *pr_regions_words(const pr_regions *map);
+
+#endif

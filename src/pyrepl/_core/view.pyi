@@ -1,0 +1,10 @@
+"""What a store shows now: window over map over devices."""
+from collections.abc import Buffer
+from pyrepl._core.stores import Stores
+from pyrepl._core.window import Window
+
+def read(window: Window, stores: Stores, store: int, offset: int, length: int) -> bytes:
+    """Any offset and length inside the store. LookupError: no such store; ValueError: outside; OSError: the device."""
+def readinto(window: Window, stores: Stores, store: int, offset: int, buffer: Buffer) -> None: ...
+def write_unaligned(window: Window, stores: Stores, store: int, offset: int, data: Buffer, *, fua: bool = False) -> int:
+    """A write of any offset and length: the edges are read, merged and written while their blocks are held. The LSN."""

@@ -1,0 +1,72 @@
+"""The effects of operations: the little that maps and divergence maps need to know of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pyrepl.catalog import Catalog, Store
+from pyrepl.errors import UsageError
+
+
+class Created(NamedTuple):
+    """A store comes into being. It shows zeros (``zero``), or whatever its device holds; copies may follow."""
+
+    store: int
+    regions: int
+    zero: bool
+
+
+class Copied(NamedTuple):
+    """``target`` shows what ``source`` shows (source 0: zeros), on ``count`` regions from ``first`` on."""
+
+    target: int
+    source: int
+    first: int
+    count: int
+
+
+class Resized(NamedTuple):
+    """A store has so many regions now; what was added shows zeros."""
+
+    store: int
+    regions: int
+
+
+class Deleted(NamedTuple):
+    """A store is gone."""
+
+    store: int
+
+
+Effect = Created | Copied | Resized | Deleted
+
+
+def scope(target: Store, source: Store | None, offset: int | None, length: int | None, region_size: int) -> tuple[int, int]:
+    """The regions of an operation on a range of bytes: (first, count). Without offset and length, the whole target.
+
+    Raises:
+        UsageError: not whole regions, or outside target or source; for the whole of two stores of different sizes.
+    """
+    if offset is None and length is None:
+        if source is not None and source.size != target.size:
+            raise UsageError(
+                f"{target.name!r} is {target.size} bytes long and {source.name!r} is {source.size}: "
+                f"resize the target first, or name a range that both have", target=target.name, source=source.name)
+        return 0, target.size // region_size
+    offset = 0 if offset is None else offset
+    length = target.size - offset if length is None else length
+    if offset < 0 or length <= 0 or offset % region_size or length % region_size:
+        raise UsageError(f"the range of {length} bytes from {offset} is not made of whole regions: "
+                         f"offset and length must be multiples of the group's region size, {region_size} bytes",
+                         offset=offset, length=length, region_size=region_size)
+    for store in (target, source):
+        if store is not None and (offset > store.size or length > store.size - offset):
+            raise UsageError(f"the range of {length} bytes from {offset} ends outside {store.name!r}, "
+                             f"which is {store.size} bytes long", store=store.name, offset=offset, length=length)
+    return offset // region_size, length // region_size
+
+
+def put_size(catalog: Catalog, store_id: int, size: int) -> None:
+    """The store has another size from here on."""
+    old = catalog[store_id]
+    catalog.add(Store(id=old.id, name=old.name, kind=old.kind, size=size, origin=old.origin))

@@ -1,0 +1,174 @@
+"""The control messages of a link: small typed values, strictly decoded, every name and list bounded.
+
+Decides what can be said and how much of it. Must not know when it may be said (``session``), nor what it leads to (``link``,
+``replica``). Arguments are ids, numbers and names: no path, command or clock value travels.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from pyrepl._core import layout
+from pyrepl.errors import ProtocolError
+from pyrepl.items import StoreInfo
+
+MOST_GENERATIONS = 1024
+MOST_CONTROL = 64 * 1024  # bytes of the body of a control frame
+MOST_HELLO = 256 * 1024  # MAX_STORES stores of about 100 bytes, with names of 255 bytes some fewer
+
+Uuid = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Small = Annotated[int, Meta(ge=0, lt=1 << 32)]
+Name = Annotated[str, Meta(max_length=255, pattern=r"\A[A-Za-z0-9_][A-Za-z0-9._-]*\Z")]
+Code = Annotated[str, Meta(max_length=32, pattern=r"\A[a-z-]+\Z")]
+Text = Annotated[str, Meta(max_length=1024)]
+Pairs = Annotated[list[tuple[Uuid, Count]], Meta(min_length=1, max_length=MOST_GENERATIONS)]
+Stores = Annotated[list[StoreInfo], Meta(max_length=layout.MAX_STORES)]
+
+REFUSALS = (
+    "version",  # no wire version in common
+    "group",  # the other site holds another group
+    "identity",  # not the node that was paired, or this very node
+    "role",  # the other site is a primary itself
+    "alignment", "region-size", "limits",  # of the group, fixed when it was made
+    "stores",  # first pairing: names or sizes that do not match
+    "lineage",  # histories that have nothing in common, or a position that cannot follow
+    "busy",  # not now: try again later
+    "state",  # failed, closing
+)
+"""The closed list of reasons in a REFUSE; only ``busy`` and ``state`` pass by themselves."""
+PASSING = ("busy", "state")
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of all messages."""
+
+
+class Limits(Message):
+    """What was fixed when the group was made; equal at both sites. In bytes."""
+
+    alignment: Small
+    region_size: Small
+    max_event: Small
+    max_payload: Small
+
+
+class Hello(Message):
+    """The primary introduces itself."""
+
+    versions: Annotated[list[Small], Meta(min_length=1, max_length=16)]
+    group: Uuid
+    group_name: Name
+    node: Uuid
+    link: Name
+    limits: Limits
+    mode: Code
+    lineage: Pairs
+    lsn: Count  # up to which it could send now
+    stores: Stores
+
+
+class Welcome(Message):
+    """The secondary answers with where it stands. ``group`` None: fresh, to be paired."""
+
+    version: Small
+    session: Small
+    group: Uuid | None
+    node: Uuid
+    limits: Limits
+    lineage: Pairs | None
+    lsn: Count  # everything up to it is durable there
+    applied: Count
+    item: Count  # number of the last item it holds
+    consistent: bool
+    stores: Stores
+
+
+class Refuse(Message):
+    """No, and why; the connection ends."""
+
+    code: Code
+    text: Text
+
+
+class Pair(Message):
+    """First pairing: the secondary is to adopt group, lineage and store ids."""
+
+    group: Uuid
+    node: Uuid
+    lineage: Pairs
+    lsn: Count
+    stores: Stores
+
+
+class Paired(Message):
+    """It did, durably."""
+
+    lsn: Count
+
+
+class Ack(Message):
+    """How far the secondary is. Frame counts: the frames numbered below it. LSNs and item: up to and including."""
+
+    received: Count
+    durable: Count
+    received_lsn: Count
+    durable_lsn: Count
+    applied_lsn: Count
+    item: Count  # the last durable one
+    consistent: bool  # as of what is durable
+
+
+class Heartbeat(Message):
+    """Still here. ``number`` counts the sender's heartbeats."""
+
+    number: Count
+
+
+class Close(Message):
+    """The connection ends in good order; ``code`` says why (``stop``, ``paused``, ``newer``, ``protocol``, ``failed``)."""
+
+    code: Code
+    text: Text
+
+
+TYPES: dict[int, type[Message]] = {1: Hello, 2: Welcome, 3: Refuse, 4: Pair, 5: Paired, 6: Ack, 7: Heartbeat, 8: Close}
+NUMBERS: dict[type[Message], int] = {kind: number for number, kind in TYPES.items()}
+LIMITS: dict[int, int] = {number: MOST_HELLO if kind in (Hello, Welcome, Pair) else MOST_CONTROL
+                          for number, kind in TYPES.items()}
+
+_encoder = msgspec.msgpack.Encoder()
+_decoders = {number: msgspec.msgpack.Decoder(kind) for number, kind in TYPES.items()}
+
+
+def encode(message: Message) -> tuple[int, bytes]:
+    """The frame type and the body of a message.
+
+    Raises:
+        ProtocolError: it would be longer than its limit (too many stores with long names).
+    """
+    number = NUMBERS[type(message)]
+    body = _encoder.encode(message)
+    if len(body) > LIMITS[number]:
+        raise ProtocolError(f"a {type(message).__name__} of {len(body)} bytes is longer than {LIMITS[number]}")
+    return number, body
+
+
+def decode(number: int, body: bytes | memoryview) -> Message:
+    """The message of this frame type.
+
+    Raises:
+        ProtocolError: not one that this version knows. The text does not repeat what came.
+    """
+    try:
+        return _decoders[number].decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"the body of a {TYPES[number].__name__} is malformed: {str(error)[:120]}") from None
+
+
+def limits(alignment: int, region_size: int) -> Limits:
+    """The limits of a group as this version keeps them."""
+    return Limits(alignment=alignment, region_size=region_size, max_event=layout.MAX_EVENT, max_payload=layout.MAX_PAYLOAD)

@@ -1,0 +1,343 @@
+"""The secondary's side of a link: whether a primary may feed this site, whether what it sends may be taken, and what is
+acknowledged.
+
+Decides every refusal of a secondary before anything is written: the handshake (who, what group, what limits, which history) and
+each batch (next in its order, whole, inside its stores). Must not know how a batch is performed (``applier``), nor sockets.
+A batch that passes goes to :meth:`Site.receive` as it came. What is durable is told by the window; this only remembers which frame ended
+where.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyrepl import items, operations
+from pyrepl._core import batch, layout
+from pyrepl.divergence import descriptors
+from pyrepl.errors import PeerError, ProtocolError, PyreplError, Refused, check
+from pyrepl.lineage import Lineage, common, is_valid
+from pyrepl.link import describe_limits, introduce, mismatch
+from pyrepl.protocol import messages
+from pyrepl.protocol.messages import Ack, Close, Heartbeat, Hello, Pair, Paired, Refuse, Welcome
+from pyrepl.protocol.session import Batch, Received, Session, State
+from pyrepl.seams import Entropy
+
+
+class Reached(NamedTuple):
+    """Where the stream stood when so many frames had been received."""
+
+    frames: int
+    position: int  # of the journal: durable up to it, durable so far
+    lsn: int
+    item: int
+    consistent: bool
+
+
+class Replica:
+    """One connection from a primary.
+
+    Args:
+        site: the engine of the group; a secondary.
+        entropy: for the session's number.
+        allow: node ids that may pair with a fresh site; None: whoever knows the address.
+    """
+
+    def __init__(self, site: Any, session: Session, entropy: Entropy, *, allow: set[bytes] | None = None) -> None:
+        self.site = site
+        self.session = session
+        self.allow = allow
+        self._entropy = entropy
+        self._hello: Hello | None = None
+        self._forked = False
+        self._previous: int | None = None  # digest of the batch before; None: not known
+        self._reached: deque[Reached] = deque()
+        self._durable = Reached(0, 0, 0, 0, False)
+        self._last = self._durable
+        self._told: Ack | None = None
+        self._heartbeats = 0
+        self.bytes_received = dict.fromkeys(("events", "operations", "copied", "items"), 0)
+
+    # ---------------------------------------------------------------- what comes
+
+    def receive(self, received: Received) -> bytes:
+        """A frame came: what is to be answered at once, else nothing.
+
+        Raises:
+            ProtocolError: it must not come, or not like this; nothing of it was taken.
+            Refused: this site cannot be fed by that primary; :meth:`refuse` makes the frame that says so.
+            PeerError: the primary ended the connection.
+        """
+        match received:
+            case Batch(data):
+                self._batch(data)
+            case Heartbeat():
+                self._note(self._last.position, self._last.lsn, self._last.item, self._last.consistent)
+            case Hello():
+                return self._greeted(received)
+            case Pair():
+                return self._pair(received)
+            case Close(code=code, text=text):
+                raise PeerError(f"the primary closed the connection: {text or code}", retryable=True, reason=code)
+            case _:
+                raise ProtocolError(f"a {type(received).__name__} makes no sense to a secondary")
+        return b""
+
+    def refuse(self, error: PyreplError) -> bytes:
+        """The frame that says why not, if one may be sent now."""
+        if self.session.state in (State.WELCOMED, State.CLOSED):
+            return self.close(getattr(error, "reason", error.code), error.text)
+        reason = getattr(error, "reason", "state")
+        code = reason if reason in messages.REFUSALS else "state"
+        return self.session.send(Refuse(code=code, text=error.text[:1024]))
+
+    def close(self, code: str, text: str) -> bytes:
+        """The frame that ends the connection in good order, if one may be sent now."""
+        if self.session.state in (State.NEW, State.CLOSED):
+            return b""
+        return self.session.send(Close(code=code, text=text[:1024]))
+
+    def heartbeat(self) -> bytes:
+        """The frame that says that this side is still here."""
+        self._heartbeats += 1
+        return self.session.send(Heartbeat(number=self._heartbeats))
+
+    # ---------------------------------------------------------------- what is acknowledged
+
+    @property
+    def pending(self) -> int:
+        """The journal position that is to become durable before all that was received can be acknowledged."""
+        return self._last.position
+
+    def acknowledge(self) -> bytes:
+        """The frame that says how far this site is; empty if nothing has changed since the last one."""
+        if self.session.state is not State.OPEN:
+            return b""
+        state = self.site.window.state()
+        while self._reached and self._reached[0].position <= state.durable_position:
+            self._durable = self._reached.popleft()
+        durable, last = self._durable, self._last
+        ack = Ack(received=last.frames, durable=durable.frames, received_lsn=last.lsn, durable_lsn=durable.lsn,
+                  applied_lsn=state.applied_lsn, item=durable.item, consistent=durable.consistent)
+        if ack == self._told:
+            return b""
+        self._told = ack
+        return self.session.send(ack)
+
+    # ---------------------------------------------------------------- the handshake
+
+    def _refuse(self, code: str, text: str) -> None:
+        raise Refused(text, reason=code, retryable=code in messages.PASSING)
+
+    def judge(self, hello: Hello) -> None:
+        """Whether this primary may feed this site; changes nothing.
+
+        Raises:
+            Refused, ProtocolError: no, and why.
+        """
+        site = self.site
+        if layout.WIRE_VERSION not in hello.versions:
+            self._refuse("version", f"this site speaks version {layout.WIRE_VERSION} of the protocol, the primary does not")
+        if site.role != "secondary":
+            self._refuse("role", f"group {site.name!r} is a primary on this node")
+        if hello.node == site.node_id:
+            self._refuse("identity", "the primary is this very node")
+        ours = messages.limits(site.alignment, site.region_size)
+        for code, names in (("alignment", ("alignment",)), ("region-size", ("region_size",)), ("limits", ("max_event", "max_payload"))):
+            if any(getattr(hello.limits, name) != getattr(ours, name) for name in names):
+                self._refuse(code, f"the primary's group has {describe_limits(hello.limits)}, this one has {describe_limits(ours)}: "
+                                   "both must be made alike")
+        if not is_valid(hello.lineage):
+            raise ProtocolError("a hello without a lineage")
+        if site.group_id is None:
+            if self.allow is not None and hello.node not in self.allow:
+                self._refuse("identity", "this node is not told to be paired with that primary")
+        else:
+            if hello.group != site.group_id:
+                self._refuse("group", f"this node holds another group under the name {site.name!r}")
+            if site.fed_by is not None and hello.node != site.fed_by:
+                self._refuse("identity", "the group was paired with another primary")
+            if common(site.end.lineage, site.end.lsn, Lineage.decode(hello.lineage), hello.lsn) < 0:
+                self._refuse("lineage", "the primary's history has nothing in common with what this site holds")
+
+    def _greeted(self, hello: Hello) -> bytes:
+        site = self.site
+        self.judge(hello)
+        self._hello = hello
+        self._settle_position()
+        return self.session.send(Welcome(
+            version=layout.WIRE_VERSION, session=int.from_bytes(self._entropy(4), "little") or 1, group=site.group_id,
+            node=site.node_id, limits=messages.limits(site.alignment, site.region_size), lineage=None if site.group_id is None else site.end.lineage.encode(),
+            lsn=self._last.lsn, applied=site.window.state().applied_lsn, item=site.end.item,
+            consistent=site.end.consistent and site.group_id is not None, stores=introduce(site.end.catalog)))
+
+    def _settle_position(self) -> None:
+        """What is reported must not be lost later: all that the journal holds is made durable first (rule report_durable)."""
+        end, window = self.site.end, self.site.window
+        position = window.state().end_position
+        window.make_durable(position)
+        self._last = self._durable = Reached(self.session.received, position, end.lsn, end.item, end.consistent)
+
+    def _pair(self, pair: Pair) -> bytes:
+        site, hello = self.site, self._hello
+        assert hello is not None
+        if site.group_id is not None:
+            raise ProtocolError("a pair for a group that is paired already")
+        if pair.group != hello.group or pair.node != hello.node or not is_valid(pair.lineage):
+            raise ProtocolError("a pair that is not of the site that said hello")
+        ids = {info.id for info in pair.stores}
+        if len(ids) != len(pair.stores) or any(not 1 <= number < 1 << 32 for number in ids):
+            raise ProtocolError("a pair with store numbers that cannot be")
+        names = {info.name: info for info in pair.stores}
+        if len(names) != len(pair.stores):
+            raise ProtocolError("a pair that names a store twice")
+        for store in site.end.catalog:
+            info = names.get(store.name)
+            if info is None or info.size != store.size or info.kind != store.kind:
+                self._refuse("stores", f"volume {store.name!r} of {store.size} bytes does not match what the primary names")
+        if len(names) != len(site.end.catalog.stores):
+            self._refuse("stores", "the primary names volumes that this site does not have")
+        lineage = Lineage.decode(pair.lineage)
+        site.adopt(pair.group, {name: info.id for name, info in names.items()}, lineage, pair.lsn, pair.node)
+        self._settle_position()
+        return self.session.send(Paired(lsn=pair.lsn))
+
+    # ---------------------------------------------------------------- batches
+
+    def _batch(self, data: memoryview) -> None:
+        site = self.site
+        check(site.group_id is not None, "a batch comes only after pairing")
+        reason = batch.judge(data, alignment=site.alignment, group=site.group_id)
+        if reason:
+            raise ProtocolError(f"a batch that is not whole: {batch.REASONS.get(reason, 'unknown reason')}", reason=reason)
+        travel = batch.head(data)
+        count = batch.head_length(travel.count)
+        head, payload = data[:count], data[count:]
+        if travel.kind in (layout.BATCH_EVENTS, layout.BATCH_OPERATION):
+            kind = self._check_events(travel, head, payload)
+        else:
+            kind = self._check_item(travel, head, payload)
+        try:
+            position = site.receive(head, payload)
+        except PyreplError as error:
+            raise Refused(f"this site cannot take what the primary sent: {error.text}", reason="state") from error
+        self.bytes_received[kind] += len(data)
+        self._note(position, site.end.lsn, site.end.item, site.end.consistent)
+
+    def _note(self, position: int, lsn: int, item: int, consistent: bool) -> None:
+        self._last = Reached(self.session.received, position, lsn, item, consistent)
+        self._reached.append(self._last)
+
+    def _check_events(self, travel: batch.Head, head: memoryview, payload: memoryview) -> str:
+        end = self.site.end
+        if not self._forked:
+            raise ProtocolError("events before the fork that opens the stream")
+        if travel.item or travel.read_end:
+            raise ProtocolError("events that call themselves an item")
+        if travel.first_lsn != end.lsn + 1:
+            raise ProtocolError(f"event {travel.first_lsn} where {end.lsn + 1} is next")
+        if travel.generation != end.lineage.generation:
+            raise ProtocolError("events of another generation than the stream is in")
+        if self._previous is not None and travel.previous != self._previous:
+            raise ProtocolError("a batch that does not follow the one before it")
+        if travel.kind == layout.BATCH_EVENTS:
+            self._check_inside(head)
+        else:
+            try:
+                operations.decode(body_of(head, payload)).check(end.catalog)
+            except PyreplError as error:
+                raise Refused(f"an operation that this site cannot perform: {error.text}", reason="state") from error
+        self._previous = digest(travel)
+        return "events" if travel.kind == layout.BATCH_EVENTS else "operations"
+
+    def _check_inside(self, head: memoryview, unit: int = 1) -> None:
+        """Every record lies inside a store that is there, and is made of whole units (regions, for copies)."""
+        records = descriptors(head)
+        catalog = self.site.end.catalog
+        for number in np.unique(records["store"]).tolist():
+            if number not in catalog:
+                raise ProtocolError(f"data for store {number}, which is not there")
+            size = np.uint64(catalog[number].size)
+            mine = records[records["store"] == number]
+            offset, length = mine["offset"], mine["length"].astype(np.uint64)
+            if (offset > size).any() or (length > size - np.minimum(offset, size)).any():
+                raise ProtocolError(f"data outside store {number}")
+            if unit > 1 and ((offset % np.uint64(unit)).any() or (length % np.uint64(unit)).any()):
+                raise ProtocolError("copied regions that are not whole regions")
+
+    def _check_item(self, travel: batch.Head, head: memoryview, payload: memoryview) -> str:
+        end = self.site.end
+        if travel.kind not in (layout.BATCH_COPIED, layout.BATCH_ITEM):
+            raise ProtocolError(f"a batch of kind {travel.kind}, which this version does not know")
+        if travel.item != end.item + 1:
+            raise ProtocolError(f"item {travel.item} where {end.item + 1} is next")
+        if travel.kind == layout.BATCH_COPIED:
+            if not self._forked:
+                raise ProtocolError("copied regions before the fork that opens the stream")
+            if travel.first_lsn != end.lsn:
+                raise ProtocolError(f"an item at event {travel.first_lsn} where the stream stands at {end.lsn}")
+            self._check_inside(head, self.site.region_size)
+            return "copied"
+        item = items.decode(body_of(head, payload))
+        if not self._forked and not isinstance(item, items.Fork):
+            raise ProtocolError("an item before the fork that opens the stream")
+        if travel.first_lsn != (item.lsn if isinstance(item, items.Fork) else end.lsn):
+            raise ProtocolError(f"an item at event {travel.first_lsn} where the stream stands at {end.lsn}")
+        match item:
+            case items.Fork(pairs, lsn):
+                self._check_fork(pairs, lsn)
+            case items.Skip(lsn, pairs):
+                if lsn <= end.lsn or not self._follows(pairs, lsn):
+                    raise ProtocolError(f"a skip to event {lsn} from {end.lsn}")
+                self._previous = None
+            case items.Make(info):
+                region_size = self.site.region_size
+                if info.id in end.catalog or not 1 <= info.id < 1 << 32 or end.catalog.is_taken(info.name):
+                    raise ProtocolError(f"a store {info.id} that is there already")
+                if info.size <= 0 or info.size % region_size or info.size >> 56:
+                    raise ProtocolError(f"a store of {info.size} bytes")
+            case items.Drop(number):
+                if number not in end.catalog:
+                    raise ProtocolError(f"store {number} is to be dropped and is not there")
+            case items.Consistent():
+                pass
+        return "items"
+
+    def _check_fork(self, pairs: list[tuple[bytes, int]], lsn: int) -> None:
+        """Only to a position that both have in common, along the lineage of the hello; once where the stream opens, later on the spot."""
+        end, hello = self.site.end, self._hello
+        assert hello is not None
+        theirs = Lineage.decode(hello.lineage)
+        if self._forked:
+            allowed = lsn == end.lsn
+        else:
+            allowed = lsn <= common(end.lineage, end.lsn, theirs, max(hello.lsn, lsn))
+        if not allowed or not self._follows(pairs, lsn):
+            raise ProtocolError(f"a fork to event {lsn}, which is not a position that both sites have in common")
+        self._forked = True
+        self._previous = None
+
+    def _follows(self, pairs: list[tuple[bytes, int]], lsn: int) -> bool:
+        """Whether this is the part of the hello's lineage that is reached at this LSN."""
+        assert self._hello is not None
+        return is_valid(pairs) and Lineage.decode(pairs) == Lineage.decode(self._hello.lineage).reached(lsn)
+
+
+def digest(travel: batch.Head) -> int:
+    """What the ``previous`` of the next batch of events names."""
+    return travel.crc << 32 | travel.first_lsn & 0xFFFFFFFF
+
+
+def body_of(head: memoryview, payload: memoryview) -> bytes:
+    """The encoded operation or item of a batch.
+
+    Raises:
+        ProtocolError: it is not one record that holds one.
+    """
+    records = batch.records(head)
+    if len(records) != 1 or records[0].kind != layout.OPERATION:
+        raise ProtocolError("an operation or item is one record")
+    record = records[0]
+    return bytes(payload[record.payload:record.payload + record.length])

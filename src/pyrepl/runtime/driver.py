@@ -1,0 +1,187 @@
+"""The threads of one group: who steps the site, and when.
+
+    apply     the only one that steps: stores, maps, mover, checkpoints; between two steps it runs what others asked for (call)
+    watch     waits for events on behalf of ``apply``, which cannot wait for two things at once
+    commit    writes to the journal what was submitted and nobody waits for
+
+Events are left to accumulate for up to 10 ms or an eighth of the ring, so that an epoch is worth its flush and blocks that are
+written again are applied once; an operation, a call or close() ends that wait (hurry).
+
+Decides when to step. Must not know what a step does. An exception in a step is the end of the group: the window fails, so that
+nothing is acknowledged any more, and ``on_failure`` hears why.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pyrepl.errors import PyreplError, Refused
+
+if TYPE_CHECKING:
+    from pyrepl.site import Site
+
+ACCUMULATE = 0.010  # seconds
+_LOOK = 5.0  # seconds: how long the watcher sleeps at most; it is woken by events, this only bounds what a bug could cost
+
+
+class _Call:
+    """A function that another thread wants to run between two steps, and what came of it."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._done = threading.Event()
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._value = self._function()
+        except BaseException as error:
+            self._error = error
+            if not isinstance(error, PyreplError):
+                raise
+        finally:
+            self._done.set()
+
+    def refuse(self, error: BaseException) -> None:
+        self._error = error
+        self._done.set()
+
+    def outcome(self) -> Any:
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class Driver:
+    """Drives one site from the moment it is made until :meth:`close`."""
+
+    def __init__(self, site: Site, on_failure: Callable[[BaseException], None]) -> None:
+        self._site = site
+        self._on_failure = on_failure
+        self._condition = threading.Condition()
+        self._awake = True  # a step may find something to do
+        self._stopping = False
+        self._failed: BaseException | None = None
+        self._calls: deque[_Call] = deque()
+        self._idle = threading.Event()  # apply has nothing to do: watch for what comes after _idle_at
+        self._idle_at = 0
+        self._threads = [threading.Thread(target=body, name=f"{site.name}-{name}", daemon=True)
+                         for name, body in (("apply", self._apply), ("watch", self._watch), ("commit", self._commit))]
+        site.exclusive = self.call
+        for thread in self._threads:
+            thread.start()
+
+    # ---- from other threads
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Runs the function between two steps; its value. Its exceptions are the caller's.
+
+        Raises:
+            Refused: the group is closed.
+        """
+        if threading.current_thread() is self._threads[0]:
+            return function()
+        call = _Call(function)
+        with self._condition:
+            if self._failed is not None:
+                raise self._failed
+            if self._stopping:
+                raise Refused(f"group {self._site.name!r} is closed", reason="closed")
+            self._calls.append(call)
+            self._condition.notify()
+        return call.outcome()
+
+    def hurry(self) -> None:
+        """Somebody waits for what the next steps do."""
+        with self._condition:
+            self._awake = True
+            self._condition.notify()
+
+    def fail(self, error: BaseException) -> None:
+        """The group is over: nothing is stepped or acknowledged any more. The first error counts."""
+        with self._condition:
+            if self._failed is not None:
+                return
+            self._failed = error
+            calls, self._calls = self._calls, deque()
+            self._condition.notify()
+        self._site.window.fail(errno.EIO)
+        for call in calls:
+            call.refuse(error)
+        self._on_failure(error)
+
+    def close(self) -> None:
+        """Stops stepping, then closes the site: what the journal holds is applied, a checkpoint taken, devices given back."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        apply, *others = self._threads
+        apply.join()
+        while self._calls:
+            self._calls.popleft().refuse(Refused(f"group {self._site.name!r} was closed", reason="closed"))
+        try:
+            self._site.close()
+        finally:
+            self._idle.set()
+            for thread in others:
+                thread.join()
+
+    # ---- the threads
+
+    def _apply(self) -> None:
+        try:
+            while self._await_work():
+                if self._site.step():
+                    self._awake = True
+                    continue
+                state = self._site.window.state()
+                if state.failed:
+                    code = abs(state.failed)
+                    raise OSError(code, os.strerror(code), self._site.journal.device.name)
+                self._idle_at = state.applied_position
+                self._idle.set()
+        except BaseException as error:  # of whatever kind: the site stands in the middle of a step
+            self.fail(error)
+
+    def _await_work(self) -> bool:
+        with self._condition:
+            self._condition.wait_for(lambda: self._awake or self._calls or self._stopping or self._failed)
+            self._awake = False
+            calls, self._calls = self._calls, deque()
+        try:
+            while calls:
+                calls.popleft().run()
+        finally:
+            for call in calls:
+                call.refuse(self._failed or Refused("the group failed in an earlier call", reason="failed"))
+        return not (self._stopping or self._failed)
+
+    def _watch(self) -> None:
+        window = self._site.window
+        enough = window.state().ring_size // 8
+        try:
+            while True:
+                self._idle.wait()
+                self._idle.clear()
+                beyond = self._idle_at
+                while not self._stopping and window.wait_written(beyond, _LOOK) <= beyond:
+                    pass
+                if self._stopping:
+                    return
+                window.wait_written(beyond + enough, ACCUMULATE)
+                self.hurry()
+        except OSError:
+            self.hurry()  # the window failed: the step finds out and says so
+
+    def _commit(self) -> None:
+        try:
+            self._site.window.run_committer()
+        except OSError:
+            self.hurry()

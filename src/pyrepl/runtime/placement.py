@@ -1,0 +1,210 @@
+"""Where a site keeps its devices: files of its own in the node's folder, and devices that were given, where they are.
+
+Decides paths, and that a device belongs to one group at a time: whoever is given one takes it exclusively at admission, so that
+performing the operation cannot find it taken. What it made itself it removes; what was given it never removes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import time
+from pathlib import Path
+
+from pyrepl._core import blockdev
+from pyrepl._core.device import Device, FileDevice
+from pyrepl.border import typed
+from pyrepl.errors import DeviceError, Exists, InUse, NotFound, Refused, UsageError
+
+PATIENCE = 10.0  # seconds: a killed process holds its devices until the kernel has ended its I/O
+_MOST_NAME = 120  # characters of a store's name in the name of its file
+_FILL = 1 << 30  # bytes of a new journal file that are written, see make_journal
+_CHUNK = 4 << 20
+
+
+class FilePlacement:
+    """The placement (:class:`pyrepl.seams.Placement`) of one group: ``folder`` is where its own files are."""
+
+    def __init__(self, folder: Path, *, engine: str = "auto") -> None:
+        self.folder = folder
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._taken: dict[str, FileDevice] = {}  # given devices, between admission and being performed
+
+    # ---- the seam
+
+    def create(self, name: str, store_id: int, size: int) -> str:
+        """A fresh sparse file. One of that name that a crash left is emptied: nothing names it."""
+        self._make_folder()
+        path = self.folder / f"{store_id}-{name[:_MOST_NAME]}.img"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, size)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        sync_folder(self.folder)
+        return str(path)
+
+    def open(self, path: str, size: int) -> Device:
+        """The device, exclusively. Waits a little for one whose last user is being killed."""
+        with self._lock:
+            device = self._taken.pop(os.path.realpath(path), None)
+        if device is None:
+            device = open_patiently(path, PATIENCE, engine=self._engine)
+        if device.size < size and self._is_own(path):
+            device.resize(size)
+        if device.size < size:
+            device.close()
+            raise DeviceError(f"{path} is {device.size} bytes long, and its store needs {size}: give it back its size",
+                              device=path, size=device.size, needed=size)
+        return device
+
+    def resize(self, path: str, size: int) -> None:
+        """Own files grow; of given ones only the length is checked."""
+        if self._is_own(path):
+            if os.path.getsize(path) < size:
+                os.truncate(path, size)
+            return
+        length = device_size(path)
+        if length < size:
+            raise Refused(f"{path} is {length} bytes long, less than the {size} bytes that are needed: make it larger first",
+                          reason="size", device=path, size=length, needed=size)
+
+    def remove(self, path: str) -> None:
+        """Own files go; a given device is left alone."""
+        if self._is_own(path):
+            Path(path).unlink(missing_ok=True)
+
+    # ---- given devices
+
+    def take(self, path: str) -> None:
+        """Takes a given device for a store that is about to use it; ``open`` hands it over.
+
+        Raises:
+            InUse: somebody has it, be it another store of this group.
+        """
+        check_free(path)
+        device = open_patiently(path, 0.0, engine=self._engine)
+        with self._lock:
+            self._taken[os.path.realpath(path)] = device
+
+    def give_back(self, path: str) -> None:
+        """The store will not come into being after all."""
+        with self._lock:
+            device = self._taken.pop(os.path.realpath(path), None)
+        if device is not None:
+            device.close()
+
+    # ---- the folder
+
+    def sweep(self, known: set[str]) -> list[str]:
+        """Removes own files that a crash left and nothing names; their paths."""
+        if not self.folder.is_dir():
+            return []
+        gone = [str(path) for path in self.folder.glob("*.img") if str(path) not in known]
+        for path in gone:
+            os.unlink(path)
+        return gone
+
+    def close(self) -> None:
+        """Gives back what was taken and never used."""
+        with self._lock:
+            taken, self._taken = self._taken, {}
+        for device in taken.values():
+            device.close()
+
+    def _is_own(self, path: str) -> bool:
+        return Path(path).parent == self.folder
+
+    def _make_folder(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self.folder.parent, self.folder.parent.parent, self.folder.parent.parent.parent):
+                sync_folder(folder)
+
+
+def open_patiently(path: str, patience: float, *, engine: str = "auto") -> FileDevice:
+    """Opens a device exclusively; while it is in use, tries again for so many seconds."""
+    deadline = time.monotonic() + patience
+    pause = 0.01
+    while True:
+        try:
+            return FileDevice(path, engine=engine)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(pause * 2, 0.2)
+
+
+def check_free(path: str) -> None:
+    """Nobody else uses this device or file, as far as can be seen. (Opening it exclusively is what decides.)
+
+    Raises:
+        NotFound: there is none.
+        InUse: the text says who has it.
+        UsageError: neither a block device nor a regular file.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise NotFound(f"there is no device or file {path}: check the path", device=path) from error
+        raise typed(error, f"looking at {path}") from error
+    if not (stat.S_ISBLK(mode) or stat.S_ISREG(mode)):
+        raise UsageError(f"{path} is neither a block device nor a regular file", device=path)
+    use = blockdev.in_use(path)
+    if use is not None:
+        raise InUse(f"{path} is in use ({use}): release it there, or give another device", device=path, use=use)
+
+
+def device_size(path: str) -> int:
+    """Bytes of a block device or file."""
+    if stat.S_ISBLK(os.stat(path).st_mode):
+        return blockdev.block_size(path)
+    return os.path.getsize(path)
+
+
+def make_journal(path: str, size: int) -> None:
+    """A new file for a journal of ``size`` bytes, durable.
+
+    It is written with zeros up to 1 GiB: a write into space that is only reserved makes the file system convert it, and the
+    flush behind that write then commits a transaction of the file system. What is beyond is reserved.
+
+    Raises:
+        Exists: something of that name exists.
+        UsageError: ``size`` cannot be.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size <= 0 or size % 4096:
+        raise UsageError(f"journal_size={size!r}: give a positive multiple of 4096 bytes", size=size)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise Exists(f"{path} exists: leave journal_size out to use it as it is, or give another path", path=path) from None
+    try:
+        try:
+            os.posix_fallocate(fd, 0, size)
+            zeros = bytes(_CHUNK)
+            for offset in range(0, min(size, _FILL), _CHUNK):
+                os.pwrite(fd, zeros[:min(_CHUNK, size - offset)], offset)
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+        sync_folder(Path(path).absolute().parent)
+    except BaseException:
+        os.unlink(path)
+        raise
+
+
+def sync_folder(path: Path) -> None:
+    """What was made or renamed in the folder is durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,161 @@
+"""A TCP connection of a link: frames out by one system call, frames in to one buffer, with time limits; counted.
+
+Decides how bytes move and when a peer counts as dead. Must not know what they mean. No lock: one thread sends, one receives.
+"""
+
+from __future__ import annotations
+
+import mmap
+import select
+import socket
+import struct
+import time
+from typing import Any
+
+from pyrepl.errors import PeerError, UsageError
+from pyrepl.link import Out
+from pyrepl.protocol.frames import HEADER, MOST_BATCH
+from pyrepl.protocol.session import Received, Session
+
+PATIENCE = 0.02
+"""Seconds for which a frame that pins the journal's memory waits for room in the socket; then it is copied away. So a peer that
+does not read delays the memory's reuse by no more than this."""
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """``host:port`` or ``[v6]:port``.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    host, colon, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not bare or not port.isascii() or not port.isdigit() or not 0 <= int(port) <= 65535 or (":" in bare and bare == host):
+        raise UsageError(f"{address[:80]!r} is not an address: give host:port or [v6]:port", address=address)
+    return bare, int(port)
+
+
+class Connection:
+    """A connected socket. ``dead``: seconds without a byte after which the peer is given up."""
+
+    def __init__(self, sock: socket.socket, *, dead: float) -> None:
+        self._socket = sock
+        self._dead = dead
+        self._buffer = memoryview(mmap.mmap(-1, HEADER + MOST_BATCH))
+        self._poll = select.poll()
+        self.bytes_sent = self.bytes_received = 0
+        sock.settimeout(None)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # SO_SNDBUF and SO_RCVBUF are left alone: the kernel's tuning goes to tcp_wmem/tcp_rmem, a fixed size only to wmem_max.
+        self._limit_wait(dead)
+        self._poll.register(sock, select.POLLOUT)
+
+    @classmethod
+    def dial(cls, address: str, *, dead: float) -> Connection:
+        """Connects.
+
+        Raises:
+            OSError: it cannot be reached in ``dead`` seconds.
+        """
+        return cls(socket.create_connection(parse_address(address), timeout=dead), dead=dead)
+
+    def _limit_wait(self, seconds: float) -> None:
+        whole = max(0.001, seconds)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO,
+                                struct.pack("ll", int(whole), int(whole % 1 * 1e6)))
+
+    # ---- out
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Sends all of it.
+
+        Raises:
+            PeerError: the peer took nothing for ``dead`` seconds.
+            OSError: the connection broke.
+        """
+        self._send([memoryview(data).cast("B")], self._dead)
+
+    def send_out(self, out: Out) -> None:
+        """Sends a frame as it stands, and releases what it pins as soon as possible."""
+        try:
+            rest = self._send([memoryview(buffer).cast("B") for buffer in out.buffers], PATIENCE if out.entry else self._dead)
+            if rest:
+                copied = memoryview(b"".join(rest))
+                del rest
+                out.release()
+                self._send([copied], self._dead)
+        finally:
+            out.release()
+
+    def _send(self, buffers: list[memoryview], patience: float) -> list[memoryview]:
+        """Sends what the socket takes within ``patience`` seconds without progress; the rest."""
+        while buffers:
+            try:
+                count = self._socket.sendmsg(buffers, [], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                if self._poll.poll(max(1, int(patience * 1000))):
+                    continue
+                if patience < self._dead:
+                    return buffers
+                raise PeerError(f"the peer took no data for {self._dead:g} seconds", retryable=True) from None
+            self.bytes_sent += count
+            while buffers and count >= len(buffers[0]):
+                count -= len(buffers.pop(0))
+            if count:
+                buffers[0] = buffers[0][count:]
+        return buffers
+
+    # ---- in
+
+    def receive(self, session: Session, lock: Any, deadline: float | None = None) -> Received:
+        """The next frame, in this connection's own buffer: valid until the next call.
+
+        Args:
+            lock: held while the session takes it in.
+            deadline: of time.monotonic(), for the handshake.
+
+        Raises:
+            ProtocolError: it is not one.
+            PeerError: the peer ended the connection, or was silent too long.
+        """
+        self._fill(self._buffer[:HEADER], deadline)
+        with lock:
+            frame = session.take_header(self._buffer[:HEADER])
+        body = self._buffer[HEADER:HEADER + frame.length]
+        self._fill(body, deadline)
+        with lock:
+            return session.take_body(body)
+
+    def _fill(self, view: memoryview, deadline: float | None) -> None:
+        while len(view):
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise PeerError("the handshake took too long", retryable=True)
+                self._limit_wait(min(left, self._dead))
+            try:
+                count = self._socket.recv_into(view, len(view), socket.MSG_WAITALL)
+            except BlockingIOError:
+                raise PeerError(f"nothing was heard from the peer for {self._dead:g} seconds", retryable=True) from None
+            if count == 0:
+                raise PeerError("the peer ended the connection", retryable=True)
+            self.bytes_received += count
+            view = view[count:]
+
+    def greeted(self) -> None:
+        """The handshake is over: from here on only silence counts."""
+        self._limit_wait(self._dead)
+
+    # ---- end
+
+    def shutdown(self) -> None:
+        """Ends both directions; whoever waits on this connection wakes up. From any thread."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has ended already
+
+    def close(self) -> None:
+        """Gives the socket back. Only when no thread uses it any more."""
+        self.shutdown()
+        self._socket.close()

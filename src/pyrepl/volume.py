@@ -1,0 +1,385 @@
+"""Volumes and snapshots as users of the package hold them: reading, writing, and the operations on one store.
+
+Decides how a request of any offset and length meets the engine, and the words of a refusal. A handle caches the store's number,
+so that an aligned write is one call into the window; what is unusual is found out afterwards, from the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyrepl import operations
+from pyrepl._core import layout, view
+from pyrepl.catalog import SNAPSHOT, VOLUME
+from pyrepl.errors import NotFound, PyreplError, Refused, UsageError
+from pyrepl.results import OperationResult, Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer
+
+    from pyrepl.group import Group
+
+
+class Extent(NamedTuple):
+    """A range of bytes of a store. Of operations: whole regions of the group."""
+
+    offset: int
+    length: int
+
+
+class Store:
+    """What volumes and snapshots have in common. Made by the group; cheap, and safe to use from many threads."""
+
+    kind = ""
+
+    def __init__(self, group: Group, store_id: int, name: str, result: OperationResult | None = None) -> None:
+        self._group = group
+        self._id = store_id
+        self._window = group.site.window
+        self._stores = group.site.stores
+        self.name = name
+        self.result = result
+        """The operation that made it; None for a handle that was found by name."""
+
+    # ---- about it
+
+    @property
+    def group(self) -> Group:
+        return self._group
+
+    @property
+    def id(self) -> int:
+        """The store's number, never used again in its group."""
+        return self._id
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        while True:
+            size = self._window.store_size(self._id)
+            if size is not None:
+                return size
+            self._find()
+
+    @property
+    def device(self) -> str | None:
+        """The path of the device that it has at this site; None until the operation that makes it is performed."""
+        place = self._group.site.shelf.places.get(self._id)
+        return place.path if place is not None else None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Store) and other._group is self._group and other._id == self._id
+
+    def __hash__(self) -> int:
+        return hash((id(self._group), self.name))  # not the number: a secondary's changes when it is paired
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} of group {self._group.name!r}>"
+
+    # ---- the operation that made it
+
+    @property
+    def lsn(self) -> int:
+        """The place of the operation that made it in the order of the group."""
+        return self._made().lsn
+
+    @property
+    def state(self) -> str:
+        """``admitted`` or ``performed``: of the operation that made it."""
+        return self._made().state
+
+    @property
+    def bytes_changed(self) -> int | None:
+        """See :attr:`OperationResult.bytes_changed`."""
+        return self._made().bytes_changed
+
+    @property
+    def bytes_avoided(self) -> int | None:
+        """See :attr:`OperationResult.bytes_avoided`."""
+        return self._made().bytes_avoided
+
+    def wait(self, where: str = "primary", timeout: float | None = None) -> OperationResult:
+        """Waits for the operation that made it, see :meth:`OperationResult.wait`."""
+        return self._made().wait(where, timeout)
+
+    def _made(self) -> OperationResult:
+        if self.result is None:
+            raise UsageError(f"{self.name!r} was found by name: only the call that made a store knows its operation",
+                             name=self.name)
+        return self.result
+
+    # ---- data
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset`` on, aligned or not. Every write that has returned is seen.
+
+        Raises:
+            UsageError: outside the store.
+            NotFound: the store was deleted.
+            DeviceError: a disk failed.
+        """
+        group = self._group
+        while True:
+            if group.fault is not None:
+                group.check()
+            try:
+                return view.read(self._window, self._stores, self._id, offset, length)
+            except Exception as error:
+                self._settle(error, "reading", offset, length)
+
+    def readinto(self, offset: int, buffer: Buffer) -> int:
+        """Fills the buffer from ``offset`` on; the number of bytes. Errors as of :meth:`read`."""
+        group = self._group
+        while True:
+            if group.fault is not None:
+                group.check()
+            try:
+                view.readinto(self._window, self._stores, self._id, offset, buffer)
+            except Exception as error:
+                self._settle(error, "reading", offset, _length(buffer, self, "reading into"))
+            else:
+                return _length(buffer, self, "reading into")
+
+    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> int:
+        """Writes the buffer at ``offset``, aligned or not; the LSN. Survives a crash of the process when it returns.
+
+        Args:
+            offset: bytes.
+            data: anything contiguous with the buffer protocol; it may be used again when this returns.
+            fua: return when it survives the loss of power (in sync mode: at the peer too).
+
+        Raises:
+            UsageError: outside the store, empty, or not a contiguous buffer.
+            Refused: a secondary (``reason="role"``), or closed.
+            DeviceError: the journal failed; the group stops.
+        """
+        if self._group.fault is not None:
+            self._group.check()
+        try:
+            return self._window.write(self._id, offset, data, fua=fua)
+        except Exception as error:
+            return self._write_otherwise(error, offset, data, fua)
+
+    def submit_write(self, offset: int, data: Buffer, *, fua: bool = False) -> Ticket:
+        """The same without waiting for the journal: many in flight from one thread. Returns when the data were taken over.
+
+        A write that is not aligned to the group's alignment is written at once: its ticket is done.
+        """
+        group = self._group
+        if group.fault is not None:
+            group.check()
+        try:
+            native = self._window.submit(self._id, offset, data, fua=fua)
+        except Exception as error:
+            return Ticket(group, None, self._write_otherwise(error, offset, data, fua))
+        return Ticket(group, native, native.lsn)
+
+    def zero(self, offset: int, length: int) -> int:
+        """The range reads as zeros; the LSN. Costs no data, in the journal or on the wire. Errors as of :meth:`write`."""
+        return self._clear(offset, length, discard=False)
+
+    def discard(self, offset: int, length: int) -> int:
+        """The same, and the space may be given back to the device; the LSN."""
+        return self._clear(offset, length, discard=True)
+
+    def flush(self) -> int:
+        """Everything that was written to the group before this call survives the loss of power; the LSN up to which."""
+        return self._group.flush()
+
+    # ---- operations
+
+    def snapshot(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Snapshot:
+        """A snapshot of this store as it is at this point of the order. No data move.
+
+        Args:
+            name: of the snapshot, unique in the group.
+            wait: return when it is performed here; else when it has its place (``snapshot.wait()`` then waits).
+            timeout: seconds to wait at most.
+
+        Raises:
+            Exists: a store has that name.
+            WaitTimeout: it goes on.
+        """
+        result = self._group.operate(lambda catalog: operations.snapshot(catalog, [self._named(catalog)], [name]),
+                                     wait=wait, timeout=timeout)
+        return Snapshot(self._group, result.created[name], name, result)
+
+    def clone(self, name: str, device: str | None = None, *, wait: bool = True, timeout: float | None = None) -> Volume:
+        """A new volume ``name`` with the content of this store; on ``device`` if one is given, at least as long."""
+        result = self._group.operate(lambda catalog: operations.clone(catalog, self._named(catalog), name),
+                                     devices={name: device} if device else {}, wait=wait, timeout=timeout)
+        return Volume(self._group, result.created[name], name, result)
+
+    def synchronize(self, source: Store | str, *, wait: bool = True, timeout: float | None = None) -> OperationResult:
+        """This store becomes equal to ``source``, a store of the same size. No data move."""
+        size = self._group.region_size
+        return self._group.operate(
+            lambda catalog: operations.synchronize(catalog, self._named(catalog), self._group.name_of(source, catalog),
+                                                   region_size=size), wait=wait, timeout=timeout)
+
+    # ---- inside
+
+    def _named(self, catalog: Any) -> str:
+        return self._group.name_of(self, catalog)
+
+    def _find(self) -> None:
+        """The number has changed, or the store is gone."""
+        group = self._group
+        if group.fault is not None:
+            group.check()
+        now = group.look_up(self.name)
+        if now is None or now.id == self._id or group.role == "primary":  # of that name there may be another store by now
+            raise NotFound(f"group {group.name!r}: {self.kind} {self.name!r} was deleted", name=self.name)
+        self._id = now.id
+
+    def _settle(self, error: Exception, doing: str, offset: int, length: int) -> None:
+        """Makes the call worth repeating, or raises what it should have."""
+        what = f"group {self._group.name!r}: {doing} {self.kind} {self.name!r}"
+        if isinstance(error, LookupError) and not isinstance(error, PyreplError):
+            self._find()
+            return
+        if isinstance(error, ValueError | TypeError | OverflowError):
+            self.check_range(offset, length)
+        raise self._group.failure(error, what) from error
+
+    def check_range(self, offset: int, length: int) -> None:
+        """A range of bytes that is not empty and inside the store.
+
+        Raises:
+            UsageError: the text names range and size.
+        """
+        if not _is_count(offset) or not _is_count(length):
+            raise UsageError(f"offset {offset!r} and length {length!r}: give whole numbers of bytes, not below 0")
+        size = self.size
+        if length == 0:
+            raise UsageError(f"an empty range, at {offset}: give at least one byte", offset=offset)
+        if offset > size or length > size - offset:
+            raise UsageError(f"{length} bytes at {offset} are not inside {self.kind} {self.name!r}, which is {size} bytes long",
+                             name=self.name, offset=offset, length=length, size=size)
+
+    def _check_writable(self) -> None:
+        group = self._group
+        if group.role != "primary":
+            raise Refused(f"group {group.name!r} is a secondary here: its stores are read-only, write at its primary",
+                          reason="role", group=group.name)
+
+    def _write_otherwise(self, error: Exception, offset: int, data: Buffer, fua: bool) -> int:
+        """The write that was not aligned; or the reason why there cannot be one."""
+        self._check_writable()
+        if not isinstance(error, ValueError | TypeError | LookupError | OverflowError) or isinstance(error, PyreplError):
+            raise self._group.failure(error, f"group {self._group.name!r}: writing {self.kind} {self.name!r}") from error
+        length = _length(data, self, "writing")
+        if isinstance(error, LookupError):
+            self._find()
+        self.check_range(offset, length)
+        return self._unaligned(lambda: view.write_unaligned(self._window, self._stores, self._id, offset, data, fua=fua))
+
+    def _unaligned(self, write: Callable[[], int]) -> int:
+        try:
+            return write()
+        except Exception as error:
+            raise self._group.failure(error, f"group {self._group.name!r}: writing {self.kind} {self.name!r}") from error
+
+    def _clear(self, offset: int, length: int, *, discard: bool) -> int:
+        group = self._group
+        group.check()
+        self._check_writable()
+        self.check_range(offset, length)
+        region, end = group.region_size, offset + length
+        first, last = -(-offset // region) * region, end // region * region
+        if last - first <= layout.MAX_EVENT:
+            return self._clear_blocks(offset, end, discard)
+        self._clear_blocks(offset, first, discard)
+        result = group.operate(lambda catalog: operations.zero(catalog, self._named(catalog), first, last - first,
+                                                               region_size=region), wait=False)
+        return self._clear_blocks(last, end, discard) or result.lsn
+
+    def _clear_blocks(self, offset: int, end: int, discard: bool) -> int:
+        """Zeros in events; the LSN of the last, 0 if there is nothing between."""
+        unit = self._group.alignment
+        first, last = -(-offset // unit) * unit, end // unit * unit
+        if first >= last:
+            first = last = end
+        lsn = 0
+        for start, length in ((offset, first - offset), (last, end - last)):
+            if length:
+                lsn = self._unaligned(lambda: view.write_unaligned(self._window, self._stores, self._id, start, bytes(length)))
+        if last > first:
+            lsn = self._unaligned(lambda: self._window.zero(self._id, first, last - first, discard=discard))
+        return lsn
+
+
+class Volume(Store):
+    """A volume: what applications read and write."""
+
+    kind = VOLUME
+
+    def restore(self, snapshot: Snapshot | str, *, extent: Extent | tuple[int, int] | None = None, wait: bool = True,
+                timeout: float | None = None) -> OperationResult:
+        """The volume shows again what the snapshot shows, whole or on an extent of whole regions. No data move.
+
+        Raises:
+            UsageError: the extent is not made of whole regions (the text names their size); sizes differ.
+            Refused: the source is not a snapshot.
+        """
+        group = self._group
+        offset, length = (None, None) if extent is None else extent
+        return group.operate(
+            lambda catalog: operations.restore(catalog, self._named(catalog), group.name_of(snapshot, catalog), offset, length,
+                                               region_size=group.region_size), wait=wait, timeout=timeout)
+
+    def resize(self, size: int, *, force: bool = False, wait: bool = True, timeout: float | None = None) -> OperationResult:
+        """The volume becomes ``size`` bytes long, whole regions; what is added reads as zeros.
+
+        Raises:
+            Refused: it would shrink and ``force`` is not given; its device is too small.
+        """
+        group = self._group
+        return group.operate(lambda catalog: operations.resize(catalog, self._named(catalog), size, force=force,
+                                                               region_size=group.region_size), wait=wait, timeout=timeout)
+
+    def remove(self, *, force: bool = False, wait: bool = True, timeout: float | None = None) -> OperationResult:
+        """The volume leaves the group, at every site; what it holds is lost to the group.
+
+        Raises:
+            Refused: it has snapshots and ``force`` is not given (they keep their content).
+        """
+        return self._group.operate(lambda catalog: operations.remove_volume(catalog, self._named(catalog), force=force),
+                                   wait=wait, timeout=timeout)
+
+
+class Snapshot(Store):
+    """A snapshot: the state of a store at one point of the order. It can be written, refreshed and restored from."""
+
+    kind = SNAPSHOT
+
+    def refresh(self, *, wait: bool = True, timeout: float | None = None) -> OperationResult:
+        """It shows what its origin shows now.
+
+        Raises:
+            Refused: its origin was removed.
+        """
+        group = self._group
+        return group.operate(lambda catalog: operations.refresh(catalog, self._named(catalog), region_size=group.region_size),
+                             wait=wait, timeout=timeout)
+
+    def delete(self, *, wait: bool = True, timeout: float | None = None) -> OperationResult:
+        """It leaves the group, at every site."""
+        return self._group.operate(lambda catalog: operations.delete(catalog, self._named(catalog)), wait=wait, timeout=timeout)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _length(data: Buffer, store: Store, doing: str) -> int:
+    """Bytes of a contiguous buffer."""
+    try:
+        with memoryview(data) as seen:
+            if not seen.contiguous:
+                raise UsageError(f"{doing} {store.kind} {store.name!r}: the buffer is not contiguous, copy it first")
+            return seen.nbytes
+    except TypeError as error:
+        raise UsageError(f"{doing} {store.kind} {store.name!r}: {type(data).__name__} has no buffer protocol: give bytes, "
+                         f"bytearray, memoryview or an array") from error

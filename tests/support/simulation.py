@@ -1,0 +1,165 @@
+"""A site in simulation: the same compiled extension over disks in memory that remember what a power loss could leave of them.
+
+A :class:`World` holds the disks of one node and one clock of disk events. Each disk keeps what is *stable* (flushed) and the
+writes since; :meth:`World.images` enumerates what a power loss at this instant can leave: for every disk independently none, all,
+or some of the writes since its last flush, the last of them possibly torn at a sector.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+from pyrepl._core.device import PythonDevice
+from pyrepl.options import SiteOptions
+from pyrepl.site import Site
+
+SECTOR = 512
+NODE = b"n" * 16
+
+
+class Disk:
+    """Bytes, the part of them that is stable, and the writes since the last flush."""
+
+    def __init__(self, size: int, content: bytes = b"") -> None:
+        self.now = bytearray(content.ljust(size, b"\0"))
+        self.stable = bytearray(self.now)
+        self.since: list[tuple[int, bytes]] = []
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.now[offset:offset + len(data)] = data
+        self.since.append((offset, data))
+
+    def flush(self) -> None:
+        for offset, data in self.since:
+            self.stable[offset:offset + len(data)] = data
+        self.since.clear()
+
+    def resize(self, size: int) -> None:
+        for content in (self.now, self.stable):
+            content.extend(bytes(max(0, size - len(content))))
+
+    def image(self, rng: random.Random, chance: float, tear: bool) -> bytes:
+        """What a power loss may leave: each write since the last flush with that chance, some of them torn."""
+        content = bytearray(self.stable)
+        for offset, data in self.since:
+            if rng.random() >= chance:
+                continue
+            keep = data
+            if tear and rng.random() < 0.3:
+                sectors = len(data) // SECTOR
+                for i in range(sectors):  # any subset of its sectors
+                    if rng.random() < 0.5:
+                        content[offset + i * SECTOR:offset + (i + 1) * SECTOR] = data[i * SECTOR:(i + 1) * SECTOR]
+                continue
+            content[offset:offset + len(keep)] = keep
+        return bytes(content)
+
+
+class SimulatedDevice(PythonDevice):
+    """The device seam over a :class:`Disk` of a world."""
+
+    def __init__(self, world: World, path: str) -> None:
+        disk = world.disks[path]
+        super().__init__(path, len(disk.now), world.sector_size)
+        self.world = world
+        self.disk = disk
+
+    def do_read(self, offset: int, length: int) -> bytes:
+        self.world.tick("read", self.name)
+        return bytes(self.disk.now[offset:offset + length])
+
+    def do_write(self, ios: list[tuple[int, bytes, bool]]) -> None:
+        for offset, data, fua in ios:
+            self.world.tick("write", self.name)
+            self.disk.write(offset, bytes(data))
+            if fua:
+                self.disk.flush()
+
+    def do_discard(self, offset: int, length: int) -> None:
+        self.world.tick("write", self.name)
+        self.disk.write(offset, bytes(length))
+
+    def do_flush(self) -> None:
+        self.world.tick("flush", self.name)
+        if not self.world.lying:
+            self.disk.flush()
+
+    def do_resize(self, size: int) -> None:
+        self.disk.resize(size)
+
+
+class World:
+    """The disks of one node. It is the placement of the site too: made devices are sparse, given ones are named ``given-...``."""
+
+    def __init__(self, *, sector_size: int = 512, disks: dict[str, Disk] | None = None) -> None:
+        self.disks = disks if disks is not None else {}
+        self.sector_size = sector_size
+        self.ticks = 0
+        self.lying = False  # flushes that do nothing: to see a test fail
+        self.on_tick: Callable[[str, str], None] | None = None
+
+    def tick(self, what: str, path: str) -> None:
+        self.ticks += 1
+        if self.on_tick is not None:
+            self.on_tick(what, path)
+
+    def device(self, path: str) -> SimulatedDevice:
+        return SimulatedDevice(self, path)
+
+    # the placement of the site
+
+    def create(self, name: str, store_id: int, size: int) -> str:
+        path = f"made-{store_id}-{name}"
+        self.disks[path] = Disk(size)
+        return path
+
+    def open(self, path: str, size: int) -> SimulatedDevice:
+        self.disks[path].resize(size)
+        return self.device(path)
+
+    def resize(self, path: str, size: int) -> None:
+        self.disks[path].resize(size)
+
+    def remove(self, path: str) -> None:
+        if path.startswith("made-"):
+            del self.disks[path]
+
+    # power loss
+
+    def images(self, rng: random.Random, some: int) -> Iterator[World]:
+        """Worlds that a power loss now can leave: nothing of what was not flushed, all of it, and ``some`` mixtures."""
+        fates = [(0.0, False), (1.0, False), *((rng.choice((0.2, 0.5, 0.8, 0.95)), True) for _ in range(some))]
+        seen = set()
+        for chance, tear in fates:
+            disks = {path: disk.image(rng, chance, tear) for path, disk in self.disks.items()}
+            mark = hash(tuple(sorted(disks.items())))
+            if mark not in seen:
+                seen.add(mark)
+                yield World(sector_size=self.sector_size, disks={p: Disk(len(c), c) for p, c in disks.items()})
+
+
+def entropy_of(seed: int) -> Callable[[int], bytes]:
+    """The entropy seam from a seed."""
+    return random.Random(seed).randbytes
+
+
+def small_options(*, region_size: int = 4096, alignment: int = 512, **changes: int) -> SiteOptions:
+    """Options with which everything happens often: small epochs, frequent checkpoints."""
+    chosen = {"epoch_bytes": 4 * region_size, "move_bytes": 2 * region_size, "checkpoint_bytes": 64 * 1024,
+              "area_bytes": 64 * 1024, "ring_bytes": 4 * (4 * 1024 * 1024 + 4096), **changes}
+    return SiteOptions(region_size=region_size, alignment=alignment, **chosen)
+
+
+def create_site(world: World, seed: int, *, journal_size: int = 640 * 1024, role: str = "primary", node: bytes = NODE,
+                options: SiteOptions | None = None) -> Site:
+    """A fresh site whose journal is the disk ``journal`` of the world."""
+    world.disks["journal"] = Disk(journal_size)
+    return Site.create(world.device("journal"), name="g", node_id=node, role=role, options=options or small_options(),
+                       placement=world, entropy=entropy_of(seed), created_ns=0)
+
+
+def open_site(world: World, seed: int, *, node: bytes = NODE, options: SiteOptions | None = None) -> Site:
+    """Recovery of the site whose journal is in the world."""
+    return Site.open(world.device("journal"), node_id=node, placement=world, entropy=entropy_of(seed),
+                     options=options or small_options())
