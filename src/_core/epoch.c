@@ -140,12 +140,12 @@ static void *room(void *array, list *l, size_t size)
 /* ---- gather ---- */
 
 int pr_epoch_gather(pr_epoch *epoch, uint64_t position, uint64_t limit_position, uint64_t limit_bytes,
-                    uint64_t *next, uint64_t *lsn, uint64_t *events)
+                    uint64_t *next, uint64_t *lsn, uint64_t *item)
 {
     uint64_t bytes = 0, regions = 0;
     pr_epoch_clear(epoch);
     *next = position;
-    *lsn = *events = 0;
+    *lsn = *item = 0;
     while (*next < limit_position && bytes < limit_bytes && regions < MOST_REGIONS) {
         ROOM(epoch, entries, entry_list);
         pr_entry *entry = &epoch->entries[epoch->entry_list.count];
@@ -170,9 +170,10 @@ int pr_epoch_gather(pr_epoch *epoch, uint64_t position, uint64_t limit_position,
         bytes += entry->length;
         for (uint32_t i = 0; i < entry->travel->count; i++)
             regions += entry->records[i].length / epoch->stores->region_size + 1;
-        *events += entry->travel->count;
         if (entry->travel->kind == PR_BATCH_EVENTS)
             *lsn = entry->last_lsn;
+        else
+            *item = entry->travel->item;
     }
     return 0;
 }

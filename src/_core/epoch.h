@@ -57,9 +57,9 @@ typedef struct pr_epoch pr_epoch;
 pr_epoch *pr_epoch_new(pr_stores *stores, pr_window *window);
 void pr_epoch_free(pr_epoch *epoch);
 void pr_epoch_clear(pr_epoch *epoch);
-/* All return 0 or more, or -errno; after an error of a device, *pr_epoch_failed is its slot. */
+/* gather: lsn, of the last event taken; item, of the last copied item; 0: none. All return 0 or more, or -errno; after an error of a device, *pr_epoch_failed is its slot. */
 int pr_epoch_gather(pr_epoch *epoch, uint64_t position, uint64_t limit_position, uint64_t limit_bytes,
-                    uint64_t *next, uint64_t *lsn, uint64_t *events);
+                    uint64_t *next, uint64_t *lsn, uint64_t *item);
 int pr_epoch_plan(pr_epoch *epoch);                              /* the number of stages; so the next three */
 int pr_epoch_plan_touches(pr_epoch *epoch, pr_touch *touches, size_t count);
 int pr_epoch_plan_move(pr_epoch *epoch, uint32_t slot, uint64_t start, uint64_t most, uint64_t *next);

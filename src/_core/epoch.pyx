@@ -46,7 +46,7 @@ cdef extern from "epoch.h" nogil:
     void pr_epoch_free(pr_epoch *epoch)
     void pr_epoch_clear(pr_epoch *epoch)
     int pr_epoch_gather(pr_epoch *epoch, uint64_t position, uint64_t limit_position, uint64_t limit_bytes,
-                        uint64_t *next, uint64_t *lsn, uint64_t *events)
+                        uint64_t *next, uint64_t *lsn, uint64_t *item)
     int pr_epoch_plan(pr_epoch *epoch)
     int pr_epoch_plan_touches(pr_epoch *epoch, pr_touch *touches, size_t count)
     int pr_epoch_plan_move(pr_epoch *epoch, uint32_t slot, uint64_t start, uint64_t most, uint64_t *next)
@@ -106,15 +106,15 @@ cdef class Epoch:
     def gather(self, uint64_t position, uint64_t limit_position, uint64_t limit_bytes):
         cdef uint64_t following = position
         cdef uint64_t lsn = 0
-        cdef uint64_t events = 0
+        cdef uint64_t item = 0
         cdef int code
         if self.window is None:
             raise RuntimeError("this epoch has no window to gather from")
         with nogil:
-            code = pr_epoch_gather(self.ptr, position, limit_position, limit_bytes, &following, &lsn, &events)
+            code = pr_epoch_gather(self.ptr, position, limit_position, limit_bytes, &following, &lsn, &item)
         if code < 0:
             self.fault(code, "gather")
-        return following, lsn, events
+        return following, lsn, item
 
     def plan(self):
         cdef int code

@@ -169,13 +169,13 @@ class Divergence:
             return
         count = max(0, min(count, regions.size - first))
         other = self.maps.get(source)
-        if not count or source == target:
+        if not count:
             return
         if source == layout.SOURCE_ZERO:
             regions.clear(first, count)
         elif other is None:  # a source that is not there at the secondary: nothing is known
             regions.mark(first, count)
-        else:
+        elif other is not regions:
             regions.copy_range(other, first, count)
         if target in self.leaving:
             scope = RegionMap(regions.size)

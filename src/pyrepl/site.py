@@ -117,8 +117,6 @@ class Site:
             Corrupt: the device holds no journal, or one that is damaged below what was durable.
             Refused: the journal belongs to another node.
         """
-        from pyrepl.link import Link
-
         found = Journal.find(journal)
         checkpoint = found.read_checkpoint()
         body = checkpoint.body
@@ -135,8 +133,10 @@ class Site:
         site._open_window(scan.end_position, checkpoint.scan_position, scan.chain)
         if site.role == PRIMARY:
             site._activate()
-        for name, blob in body.links.items():
-            site.links[name] = Link.restore(site, blob)
+        if body.links:
+            from pyrepl.link import Link  # which knows Site
+
+            site.links = {name: Link.restore(site, blob) for name, blob in body.links.items()}
         return site
 
     def begin_window(self, applied_position: int, redo: list[tuple[int, bytes]]) -> None:

@@ -36,6 +36,8 @@ def with_window(device, payloads, log, position, flush_after=(), seed=77, chain=
         window.write(1, 0, bytes([i + 1]) * length)
         if i in flush_after:
             window.flush()
+        state = window.state()
+        window.applied(state.written_position, state.written_lsn)  # the ring is smaller than the longest log
     window.close()
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.support.simulation import SimulatedDevice
 from tests.support.story import Story, Violation
 
-SEEDS = range(16)
+SEEDS = range(48)
 IMAGES = {"checked": 0}
 
 

@@ -21,12 +21,12 @@ LAYERS = [  # docs/architecture.md "Rooms" is this list; a room may import from 
     ["protocol"],
     ["resync", "link", "replica"],
     ["recovery", "applier", "site"],
-    ["runtime"],
-    ["group", "node", "volume", "results", "__init__"],
+    ["runtime", "border"],
+    ["group", "node", "attachment", "volume", "results", "__init__"],
     ["service", "cli", "demo"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-WORLD = {"runtime", "node", "service", "cli", "demo", "group", "volume", "results", "__init__", "_core"}
+WORLD = {"_core", "border", "__init__", *LAYERS[-3], *LAYERS[-2], *LAYERS[-1]}
 BANNED = {
     "socket",
     "threading",

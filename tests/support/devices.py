@@ -19,7 +19,7 @@ class MemoryDevice(PythonDevice):
 
     def __init__(self, name: str = "memory", size: int = 1 << 20, sector_size: int = 512, fill: bytes = b"\0") -> None:
         super().__init__(name, size, sector_size)
-        self.data = bytearray(fill * (size // len(fill)))
+        self.data = bytearray(size) if fill == b"\0" else bytearray(fill * (size // len(fill)))
 
     def do_read(self, offset: int, length: int) -> bytes:
         return bytes(self.data[offset : offset + length])

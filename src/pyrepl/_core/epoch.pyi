@@ -15,7 +15,8 @@ class Epoch:
         """Without a window: for the mover only."""
     def gather(self, position: int, limit_position: int, limit_bytes: int) -> tuple[int, int, int]:
         """Takes the records from `position` on, while they are batches of events or copied regions (notes are passed over), up to
-        limit_position and about limit_bytes: (position after them, last LSN or 0, number of the last item of copied regions or 0). Stops before an operation or item."""
+        limit_position and about limit_bytes: (position after them, last LSN of an event or 0, number of the last copied item or 0).
+        Stops before an operation or item."""
     def plan(self) -> int:
         """Plans what was gathered: the number of stages."""
     def plan_touches(self, touches: list[tuple[int, int, int]]) -> int:

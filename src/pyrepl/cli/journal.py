@@ -94,10 +94,8 @@ def _line(one: dict[str, Any]) -> str:
             + (f" and {one['count'] - 1} more" if one["count"] > 1 else "")
         )
     if one["kind"] == "copied":
-        return (
-            head
-            + f"copied item {one['item']}  {one['count']} extents, {one['payload_bytes']} bytes, read at {one['read_end']}"
-        )
+        read = f"{one['count']} extents, {one['payload_bytes']} bytes, read at {one['read_end']}"
+        return head + f"copied item {one['item']}  {read}"
     if one["kind"] == "operation":
         return head + f"operation {one['first_lsn']}  {one['operation']}"
     return head + f"item {one['item']}  {one['does']}"

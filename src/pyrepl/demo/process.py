@@ -66,6 +66,11 @@ class Agent:
             raise AgentError(self.name, command, answer["error"], answer["text"])
         return answer
 
+    def check(self) -> None:
+        """Raises AgentError if the process has ended."""
+        if self._process.poll() is not None:
+            raise AgentError(self.name, "check", "peer", f"the process ended; it said: {self._last_words()}")
+
     def kill(self) -> None:
         """SIGKILL, as a crash would; returns when the kernel has taken it away."""
         self._process.kill()

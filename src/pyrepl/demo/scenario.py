@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import msgspec
 
 from pyrepl.demo import content
-from pyrepl.demo.process import Agent
+from pyrepl.demo.process import Agent, AgentError
 from pyrepl.demo.proxy import Counts, Proxy
-from pyrepl.errors import InUse, UsageError
+from pyrepl.errors import InUse, UsageError, WaitTimeout
 
 MIB = 1 << 20
 VOLUME, LINK = "data", "second"
@@ -94,6 +94,7 @@ class Scenario:
         self._options, self._display = options, display
         self._cleanup = contextlib.ExitStack()
         self._size = options.size // MIB * MIB
+        self._proxy: Proxy | None = None
 
     def run(self) -> Report:
         """Everything, in order.
@@ -144,8 +145,7 @@ class Scenario:
         self._display.end(step)
 
     def _counts(self) -> Counts:
-        proxy: Proxy | None = getattr(self, "_proxy", None)
-        return proxy.counts() if proxy is not None else Counts()
+        return self._proxy.counts() if self._proxy is not None else Counts()
 
     def _prepare(self) -> None:
         with self._step("prepare the input") as step:
@@ -167,6 +167,7 @@ class Scenario:
             else:
                 self._source = os.path.join(self._folder, "input.img")
                 self.report.notes.append("input: " + content.make_image(self._source, self._size, self._folder))
+            self._devices = [self._device(0), self._device(1)]
             step.bytes_changed = self._size
 
     def _start(self) -> None:
@@ -179,7 +180,7 @@ class Scenario:
             self._proxy = self._cleanup.enter_context(Proxy(("127.0.0.1", self._port)))
             for i, (agent, role) in enumerate([(self._first, "primary"), (self._second, "secondary")]):
                 agent.call("create", role=role, alignment=4096, **self._journal(i))
-                agent.call("add_volume", name=VOLUME, device=self._device(i), size=self._size)
+                agent.call("add_volume", name=VOLUME, device=self._devices[i], size=self._size)
         piece = 16 * MIB
         with self._step("fill the volume", self._size) as step:
             for first in range(0, self._size, piece):
@@ -191,7 +192,7 @@ class Scenario:
     def _attach(self) -> None:
         self._first.call("start_writer", volume=VOLUME, rate=RATE, seed=1)
         with self._step("attach a link, synchronize", self._size, watched=True) as step:
-            self._first.call("add_link", name=LINK, address=f"127.0.0.1:{self._proxy.port}", mode="async")
+            self._first.call("add_link", name=LINK, address=f"127.0.0.1:{self._cable.port}", mode="async")
             self._synced()
             step.bytes_changed = self._size
 
@@ -204,10 +205,10 @@ class Scenario:
             step.bytes_changed = self._first.call("overwrite", volume=VOLUME, share=SHARE, seed=2)["bytes"]
             self._synced()
         with self._step("restore") as step:
-            before = self._proxy.counts()
+            before = self._counts()
             result = self._first.call("restore", volume=VOLUME, name="monday")
             self._synced()
-            crossed = self._proxy.counts().since(before)
+            crossed = self._counts().since(before)
             self._restored = result["lsn"]
             step.bytes_changed = step.bytes_if_shipped = result["bytes_changed"]
             self.report.restore = Restore(result["bytes_changed"], crossed.total - crossed.writes, result["seconds"])
@@ -226,11 +227,11 @@ class Scenario:
     def _cut(self) -> None:
         with self._step("cut the link, snapshot, let it resume") as step:
             before = self._first.call("written")["bytes"]
-            self._proxy.cut()
+            self._cable.cut()
             time.sleep(OUTAGE)
             self._first.call("snapshot", volume=VOLUME, name="tuesday")
             step.bytes_changed = self._first.call("written")["bytes"] - before
-            self._proxy.mend()
+            self._cable.mend()
             self._synced()
 
     def _compare(self) -> None:
@@ -258,7 +259,21 @@ class Scenario:
     # -- parts
 
     def _synced(self) -> None:
-        self._first.call("wait_synced", name=LINK, timeout=SYNCED)
+        """Waits for the secondary, and looks now and then whether it lives."""
+        deadline = time.monotonic() + SYNCED
+        while True:
+            try:
+                self._first.call("wait_synced", name=LINK, timeout=1.0)
+                return
+            except AgentError as error:
+                self._second.check()
+                if error.code != WaitTimeout.code or time.monotonic() > deadline:
+                    raise
+
+    @property
+    def _cable(self) -> Proxy:
+        assert self._proxy is not None
+        return self._proxy
 
     def _agent(self, name: str) -> Agent:
         agent = Agent(name, self._path(f"{name}.log"))

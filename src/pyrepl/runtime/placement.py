@@ -25,10 +25,14 @@ _CHUNK = 4 << 20
 
 
 class FilePlacement:
-    """The placement (:class:`pyrepl.seams.Placement`) of one group: ``folder`` is where its own files are."""
+    """The placement (:class:`pyrepl.seams.Placement`) of one group: ``folder`` is where its own files are.
 
-    def __init__(self, folder: Path, *, engine: str = "auto") -> None:
+    Devices with sectors above ``alignment`` are refused when they are made or taken, not when they are first written.
+    """
+
+    def __init__(self, folder: Path, *, alignment: int, engine: str = "auto") -> None:
         self.folder = folder
+        self._alignment = alignment
         self._engine = engine
         self._lock = threading.Lock()
         self._taken: dict[str, FileDevice] = {}  # given devices, between admission and being performed
@@ -46,6 +50,8 @@ class FilePlacement:
             os.fsync(fd)
         finally:
             os.close(fd)
+        with FileDevice(str(path), engine=self._engine) as device:
+            self._check_sectors(device)
         sync_folder(self.folder)
         return str(path)
 
@@ -81,16 +87,23 @@ class FilePlacement:
 
     # ---- given devices
 
-    def take(self, path: str) -> None:
+    def take(self, path: str) -> Device:
         """Takes a given device for a store that is about to use it; ``open`` hands it over.
 
         Raises:
             InUse: somebody has it, be it another store of this group.
+            Refused: its sectors are larger than the group's alignment.
         """
         check_free(path)
         device = open_patiently(path, 0.0, engine=self._engine)
+        try:
+            self._check_sectors(device)
+        except Refused:
+            device.close()
+            raise
         with self._lock:
             self._taken[os.path.realpath(path)] = device
+        return device
 
     def give_back(self, path: str) -> None:
         """The store will not come into being after all."""
@@ -116,6 +129,12 @@ class FilePlacement:
             taken, self._taken = self._taken, {}
         for device in taken.values():
             device.close()
+
+    def _check_sectors(self, device: Device) -> None:
+        if device.sector_size > self._alignment:
+            raise Refused(f"{device.name} has sectors of {device.sector_size} bytes, the group an alignment of {self._alignment}: "
+                          f"use another device, or make the group with alignment={device.sector_size}", reason="alignment",
+                          device=device.name)
 
     def _is_own(self, path: str) -> bool:
         return Path(path).parent == self.folder
