@@ -1,5 +1,6 @@
-/* Epochs: decides which version of a block goes home, in which I/Os, and carries plans out. What must be saved before is plan.c's;
- * when a stage may follow another (flush, note, durable) is the caller's. Knows no operation, no checkpoint, no peer.
+/* Epochs: decides which version of a block goes home, in which I/Os, and carries plans out. What must be saved before
+ * is plan.c's; when a stage may follow another (flush, note, durable) is the caller's. Knows no operation, no
+ * checkpoint, no peer.
  *
  * One epoch belongs to one thread. Devices are used without any lock, the maps under the lock of the stores.
  */
@@ -15,8 +16,8 @@ enum {
     MOST_IOS = 1024,                            /* I/Os of one list */
     MOST_VECTORS = 8192,                        /* iovecs of one list */
     COPY_BUFFER = 8 << 20,                      /* regions in flight between devices */
-    MOST_REGIONS = 65536,                       /* regions touched in one epoch: zeros have no payload that would bound them */
-    MOST_ENTRIES = (4 << 20) / 24 - PR_MAX_STORES,      /* map entries of one note, so that a region more fits PR_MAX_NOTE */
+    MOST_REGIONS = 65536,                       /* regions of one epoch: zeros have no payload that bounds them */
+    MOST_ENTRIES = (4 << 20) / 24 - PR_MAX_STORES,  /* map entries of a note: one region more still fits PR_MAX_NOTE */
 };
 
 typedef struct piece {                          /* of a record, inside one region */
@@ -224,7 +225,8 @@ static int add_segment(pr_epoch *epoch, const piece *p, uint64_t begin, uint64_t
 {
     ROOM(epoch, segments, segment_list);
     epoch->segments[epoch->segment_list.count++] = (segment){
-        p->region * epoch->stores->region_size + begin, p->slot, (uint32_t)length, p->data ? p->data + (begin - p->begin) : NULL};
+        p->region * epoch->stores->region_size + begin, p->slot, (uint32_t)length,
+        p->data ? p->data + (begin - p->begin) : NULL};
     return 0;
 }
 
@@ -303,7 +305,7 @@ static uint32_t merge_entries(struct pr_map_entry *entries, size_t count)
     return last + 1;
 }
 
-/* The levels as stages. A level whose entries do not fit one note is cut between regions: they do not depend on each other. */
+/* The levels as stages. A level whose entries do not fit one note is cut between regions, which are independent. */
 static int finish_plan(pr_epoch *epoch)
 {
     for (uint32_t i = 0; i < epoch->plan.level_count; i++) {
@@ -312,11 +314,13 @@ static int finish_plan(pr_epoch *epoch)
         while (move < level->move_count || entry < level->entry_count) {
             size_t move_end = level->move_count, entry_end = level->entry_count;
             if (entry_end - entry > MOST_ENTRIES) {
-                uint64_t region = level->entries[entry + MOST_ENTRIES].first;   /* this one and what follows: the next stage */
+                /* this region and what follows it: the next stage */
+                uint64_t region = level->entries[entry + MOST_ENTRIES].first;
                 for (entry_end = entry + MOST_ENTRIES; level->entries[entry_end - 1].first == region; entry_end--)
                     ;
-                for (move_end = move; move_end < level->move_count && level->moves[move_end].region < region; move_end++)
-                    ;
+                move_end = move;
+                while (move_end < level->move_count && level->moves[move_end].region < region)
+                    move_end++;
             }
             ROOM(epoch, stages, stage_list);
             qsort(level->moves + move, move_end - move, sizeof *level->moves, by_move);
@@ -475,13 +479,14 @@ static int perform(pr_epoch *epoch, uint32_t slot, uint32_t count)
     return code;
 }
 
-/* As many regions of moves[0..] as one I/O takes: adjacent, of the same devices, uncut. Returns how many moves it stands for. */
+/* As many regions of moves[0..] as one I/O takes: adjacent, of the same devices, uncut. Returns how many. */
 static uint32_t make_job(const pr_stores *stores, const struct pr_move *moves, uint32_t count, job *j)
 {
     uint64_t size = stores->region_size, reach = pr_stores_reach(stores, moves->target, moves->region);
     uint64_t source_reach = moves->source ? pr_stores_reach(stores, moves->source, moves->region) : 0;
     uint32_t taken = 1;
-    *j = (job){moves->region * size, moves->target, moves->source, (uint32_t)reach, (uint32_t)least(reach, source_reach), NULL};
+    *j = (job){moves->region * size, moves->target, moves->source,
+               (uint32_t)reach, (uint32_t)least(reach, source_reach), NULL};
     if (reach < size || (moves->source && source_reach < size))
         return 1;
     while (taken < count && (taken + 1) * size <= MOST_BYTES && moves[taken].source == moves->source
@@ -510,7 +515,8 @@ static int read_jobs(pr_epoch *epoch, job *jobs, uint32_t count)
         for (end = i; end < count && jobs[end].source == jobs[i].source; end++) {
             job *j = &jobs[end];
             if (j->from_source)
-                epoch->ios[n++] = (pr_io){.op = PR_READ, .offset = j->offset, .length = j->from_source, .buffer = j->buffer};
+                epoch->ios[n++] = (pr_io){
+                    .op = PR_READ, .offset = j->offset, .length = j->from_source, .buffer = j->buffer};
             if (j->source && j->from_source < j->length)
                 memset(j->buffer + j->from_source, 0, j->length - j->from_source);
         }
@@ -531,7 +537,8 @@ static int64_t write_jobs(pr_epoch *epoch, job *jobs, uint32_t count)
             job *j = &jobs[end];
             if (!j->length)
                 continue;
-            epoch->ios[n++] = (pr_io){.op = PR_WRITE_OUT, .offset = j->offset, .length = j->length, .buffer = j->buffer};
+            epoch->ios[n++] = (pr_io){
+                .op = PR_WRITE_OUT, .offset = j->offset, .length = j->length, .buffer = j->buffer};
             written += j->length;
         }
         int code = perform(epoch, jobs[i].target, n);

@@ -1,10 +1,11 @@
-/* One run of the applier: which regions must be saved first, and the newest version of each block, sorted and merged; and
- * carrying that out at full queue depth. The rules are those of model.md section 6; plan.c holds the planning of one region.
+/* One run of the applier: which regions must be saved first, and the newest version of each block, sorted and merged;
+ * and carrying that out at full queue depth. The rules are those of model.md section 6; plan.c holds the planning of
+ * one region.
  *
  *   1  gather: records of the log that are durable, in order, ended by an operation, a note does not matter.
  *   2  plan: for each (store, region) touched: covered whole, or partly; old content that others show moves once.
- *   3  per stage: copies (regions, device to device), then the caller flushes what was written, appends the note, makes it
- *      durable, and only then the maps in memory are re-pointed.
+ *   3  per stage: copies (regions, device to device), then the caller flushes what was written, appends the note,
+ *      makes it durable, and only then the maps in memory are re-pointed.
  *   4  write: the data go home, newest version of each block only.
  */
 #ifndef PYREPL_EPOCH_H
@@ -15,8 +16,8 @@
 
 struct pr_move { uint64_t region; uint32_t target, source; };    /* copy a region's content from slot to slot (source 0: zeros) */
 
-/* ---- plan.c: what must happen in one region before stores are written and devices given up. This is plan() of crash_model.py,
- * variant notes, to which it adds zeros (nobody's device) and devices that end inside a region. ---- */
+/* ---- plan.c: what must happen in one region before stores are written and devices given up. This is plan() of
+ * crash_model.py, variant notes, to which it adds zeros (nobody's device) and devices that end inside a region. ---- */
 
 enum {                                  /* pr_touch.how */
     PR_PARTLY = 1,                      /* will be overwritten in part; filled first if its content lies elsewhere */
@@ -46,8 +47,8 @@ typedef struct pr_plan {
 
 void pr_plan_clear(pr_plan *plan);
 void pr_plan_free(pr_plan *plan);       /* what it holds, not itself */
-/* Adds what one region needs. Touches: of this region, ascending slots, each once. 0; -ENODEV: a ring, and no scratch device;
- * -ENOSPC: no device is long enough for what must be kept; -ENOMEM; -EDEADLK: ours. */
+/* Adds what one region needs. Touches: of this region, ascending slots, each once. 0; -ENODEV: a ring, and no scratch
+ * device; -ENOSPC: no device is long enough for what must be kept; -ENOMEM; -EDEADLK: ours. */
 int pr_plan_region(pr_plan *plan, const pr_stores *stores, uint64_t region, const pr_touch *touches, uint32_t count);
 
 /* ---- epoch.c ---- */
@@ -57,7 +58,8 @@ typedef struct pr_epoch pr_epoch;
 pr_epoch *pr_epoch_new(pr_stores *stores, pr_window *window);
 void pr_epoch_free(pr_epoch *epoch);
 void pr_epoch_clear(pr_epoch *epoch);
-/* gather: lsn, of the last event taken; item, of the last copied item; 0: none. All return 0 or more, or -errno; after an error of a device, *pr_epoch_failed is its slot. */
+/* gather: *lsn of the last event taken, *item of the last batch of copied regions; 0: none.
+ * All return 0 or more, or -errno; after an error of a device, pr_epoch_failed is its slot. */
 int pr_epoch_gather(pr_epoch *epoch, uint64_t position, uint64_t limit_position, uint64_t limit_bytes,
                     uint64_t *next, uint64_t *lsn, uint64_t *item);
 int pr_epoch_plan(pr_epoch *epoch);                              /* the number of stages; so the next three */

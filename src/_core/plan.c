@@ -1,11 +1,11 @@
 /* The plan of one region: decides what is copied where, in how many stages, before a device is overwritten or given up.
  * Knows maps and lengths only: it does no I/O, and what stages are for (flush, note) is its caller's business.
  *
- *   1  The old content of an overwritten device moves once, however many stores show it: to one of them whose own device nobody
- *      shows, and all are pointed there.
+ *   1  The old content of an overwritten device moves once, however many stores show it: to one of them whose own
+ *      device nobody shows, and all are pointed there.
  *   2  A target is shown by nobody in the durable map. What would need such a device waits for a stage of its own.
- *   3  If nobody who shows it has a free device, the chain of users is followed to a free one, or round the ring: then the hidden
- *      scratch device takes the place of one.
+ *   3  If nobody who shows it has a free device, the chain of users is followed to a free one, or round the ring: then
+ *      the hidden scratch device takes the place of one.
  *   4  Zeros are nobody's device. A device that ends before what must be kept of the region is no target.
  */
 #include "epoch.h"
@@ -146,7 +146,8 @@ static void redirect(pr_plan *plan, const pr_stores *stores, uint32_t from, uint
     }
 }
 
-/* Moves what others show from `slot` to one of them whose device is free. 1: done or nobody shows it; 0: no such device. */
+/* Moves what others show from `slot` to one of them whose device is free. 1: done or nobody shows it; 0: no such
+ * device. */
 static int move_away(pr_plan *plan, const pr_stores *stores, pr_level *level, uint64_t region, uint32_t slot)
 {
     bool any;
@@ -171,7 +172,8 @@ static int move_away(pr_plan *plan, const pr_stores *stores, pr_level *level, ui
     return code < 0 ? code : 1;
 }
 
-/* Follows the users from `start` to a free device: *last, shown by its predecessor *before. True: the ring closed instead. */
+/* Follows the users from `start` to a free device: *last, shown by its predecessor *before. True: the ring closed
+ * instead. */
 static bool follow(const pr_plan *plan, const pr_stores *stores, const uint16_t *shown, uint32_t start,
                    uint32_t *before, uint32_t *last)
 {
@@ -301,7 +303,7 @@ int pr_plan_region(pr_plan *plan, const pr_stores *stores, uint64_t region, cons
             code = -EDEADLK;
         else
             code = add_stage(plan, stores, level, region, touches, count, round == 0);
-        if (code == 0 && round + 1 > levels)            /* the last one stayed empty, and no region before had one there */
+        if (code == 0 && round + 1 > levels)    /* the last one stayed empty, and no region before had one there */
             plan->level_count = levels > round ? levels : round;
     }
     for (uint32_t i = 0; i < count; i++)

@@ -1,8 +1,9 @@
-/* Source maps: decides how a map is kept in memory and as bytes. Knows neither stores nor devices: a source is a number.
+/* Source maps: decides how a map is kept in memory and as bytes. Knows neither stores nor devices: a source is a
+ * number.
  *
- * A map is a table of words, one for each page of PR_SOURCES_PAGE regions. An odd word is a uniform page (value << 1 | 1), an
- * even one points to a page of values, which several maps may share: it is changed in place only by its sole owner.
- * Values behind the end of the map (in its last page) mean nothing: whoever lengthens the map sets them.
+ * A map is a table of words, one for each page of PR_SOURCES_PAGE regions. An odd word is a uniform page (value << 1 |
+ * 1), an even one points to a page of values, which several maps may share: it is changed in place only by its sole
+ * owner. Values behind the end of the map (in its last page) mean nothing: whoever lengthens the map sets them.
  */
 #include "sources.h"
 #include <errno.h>
@@ -31,7 +32,10 @@ static inline uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static inline uint64_t pages_for(uint64_t count) { return count / PAGE + (count % PAGE != 0); }
 
 /* Regions of this page that belong to the map. */
-static inline uint64_t page_length(const pr_sources *map, uint64_t index) { return least(PAGE, map->count - index * PAGE); }
+static inline uint64_t page_length(const pr_sources *map, uint64_t index) 
+{
+    return least(PAGE, map->count - index * PAGE);
+}
 
 static void give_up(uintptr_t word)
 {
@@ -263,7 +267,8 @@ uint64_t pr_sources_run(const pr_sources *map, uint64_t from, uint64_t most, uin
     return at - from;
 }
 
-uint64_t pr_sources_find(const pr_sources *map, uint64_t from, uint16_t source, int want, uint64_t most, uint64_t *first)
+uint64_t pr_sources_find(const pr_sources *map, uint64_t from, uint16_t source, int want, uint64_t most,
+                         uint64_t *first)
 {
     uint64_t at = from, end;
     uint16_t value = 0;

@@ -1,8 +1,9 @@
-/* The table of stores: decides who may change what under which lock, and where a store's bytes are. Knows no operation: that a
- * copy of maps is a snapshot or a restore is Python's business.
+/* The table of stores: decides who may change what under which lock, and where a store's bytes are. Knows no
+ * operation: that a copy of maps is a snapshot or a restore is Python's business.
  *
- *   1  One thread changes the table (or several, if they agree among themselves); it reads without the lock, and holds it for
- *      writing while it changes. Readers hold it for reading. Writers are preferred: busy readers must not starve the applier.
+ *   1  One thread changes the table (or several, if they agree among themselves); it reads without the lock, and holds
+ *      it for writing while it changes. Readers hold it for reading. Writers are preferred: busy readers must not
+ *      starve the applier.
  *   2  Whatever a store shows where may only change together with its counters, under the lock.
  *   3  A device may be shorter than the regions that are shown from it; behind its end it reads as zeros.
  */
@@ -195,7 +196,8 @@ static void bump(pr_stores *stores, pr_store *store, uint64_t first, uint64_t n)
                                   memory_order_release);
 }
 
-int pr_stores_copy(pr_stores *stores, uint32_t target_slot, uint32_t source_slot, uint64_t first, uint64_t n, uint64_t *changed)
+int pr_stores_copy(pr_stores *stores, uint32_t target_slot, uint32_t source_slot, uint64_t first, uint64_t n,
+                   uint64_t *changed)
 {
     pr_store *target = live_at(stores, target_slot), *source = live_at(stores, source_slot);
     *changed = 0;
@@ -212,7 +214,8 @@ int pr_stores_copy(pr_stores *stores, uint32_t target_slot, uint32_t source_slot
         code = pr_sources_copy(target->map, source->map, first, n, changed);
     } else {
         uint64_t at = first, found, where;
-        while (at < first + n && (found = pr_sources_find(target->map, at, 0, 0, first + n - at, &where)) && where < first + n) {
+        while (at < first + n && (found = pr_sources_find(target->map, at, 0, 0, first + n - at, &where))
+               && where < first + n) {
             *changed += found < first + n - where ? found : first + n - where;
             at = where + found;
         }
@@ -293,12 +296,13 @@ static uint64_t version_of(pr_stores *stores, pr_store *store, uint64_t offset, 
     if (last - first >= PR_COUNTERS)
         last = first + PR_COUNTERS - 1;          /* that is every counter */
     for (uint64_t region = first; region <= last; region++)
-        sum += atomic_load_explicit(&stores->counters[(store->slot * 2654435761u + region) % PR_COUNTERS], memory_order_acquire);
+        sum += atomic_load_explicit(&stores->counters[(store->slot * 2654435761u + region) % PR_COUNTERS],
+                                    memory_order_acquire);
     return sum;
 }
 
-int pr_stores_resolve(pr_stores *stores, uint32_t id, uint64_t offset, uint64_t length, pr_extent *extents, uint32_t most,
-                      uint64_t *covered, uint64_t *version)
+int pr_stores_resolve(pr_stores *stores, uint32_t id, uint64_t offset, uint64_t length, pr_extent *extents,
+                      uint32_t most, uint64_t *covered, uint64_t *version)
 {
     uint32_t count = 0;
     uint64_t at = offset;

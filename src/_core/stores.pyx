@@ -48,14 +48,15 @@ cdef extern from "stores.h" nogil:
     int pr_stores_drop_map(pr_stores *stores, uint32_t slot)
     int pr_stores_remove(pr_stores *stores, uint32_t slot)
     uint64_t pr_stores_shown(pr_stores *stores, uint32_t slot, uint64_t most)
-    int pr_stores_copy(pr_stores *stores, uint32_t target, uint32_t source, uint64_t first, uint64_t n, uint64_t *changed)
+    int pr_stores_copy(pr_stores *stores, uint32_t target, uint32_t source, uint64_t first, uint64_t n,
+                       uint64_t *changed)
     int pr_stores_resize(pr_stores *stores, uint32_t slot, uint64_t size)
     int pr_stores_repoint(pr_stores *stores, const pr_map_entry *entries, size_t count)
     int pr_stores_set_scratch(pr_stores *stores, uint32_t slot)
     int pr_stores_set_map(pr_stores *stores, uint32_t slot, pr_sources *map)
     int pr_stores_flush(pr_stores *stores, uint32_t *failed)
-    int pr_stores_resolve(pr_stores *stores, uint32_t id, uint64_t offset, uint64_t length, pr_extent *extents, uint32_t most,
-                          uint64_t *covered, uint64_t *version)
+    int pr_stores_resolve(pr_stores *stores, uint32_t id, uint64_t offset, uint64_t length, pr_extent *extents,
+                          uint32_t most, uint64_t *covered, uint64_t *version)
     uint64_t pr_stores_version(pr_stores *stores, uint32_t id, uint64_t offset, uint64_t length)
 
 
@@ -276,7 +277,7 @@ cdef class Stores:
             code = pr_stores_set_map(self.ptr, slot, map)
         if code < 0:
             pr_sources_free(map)
-            misuse(code, f"the map is not one of the store in slot {slot}: its size, or a source that is not in the table")
+            misuse(code, f"the map is not one of the store in slot {slot}: its size, or a source not in the table")
 
     def map_memory(self):
         cdef uint64_t total = 0

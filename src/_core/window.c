@@ -317,7 +317,7 @@ static int store_set(pr_window *w, uint32_t id, uint64_t size, bool writable) {
     struct store_entry *found = store_find(w, id);
     if (!found) {
         if (w->store_count == PR_MAX_STORES)
-            return -ENOSPC;
+            return PR_TOO_MANY;
         uint32_t i = store_place(w, id);
         memmove(&w->stores[i + 1], &w->stores[i], (w->store_count++ - i) * sizeof *w->stores);
         found = &w->stores[i];
@@ -995,7 +995,7 @@ int pr_window_operation(pr_window *w, const uint8_t *body, uint32_t length, cons
         for (uint32_t i = 0; i < change_count; i++)
             added += !changes[i].dropped && !store_find(w, changes[i].store);
         if ((code = !w->opened ? PR_NOT_OPEN : w->failed) == 0 && (code = barriers_reserve(w, block_count)) == 0 &&
-            (code = w->store_count + added > PR_MAX_STORES ? -ENOSPC : 0) == 0) {
+            (code = w->store_count + added > PR_MAX_STORES ? PR_TOO_MANY : 0) == 0) {
             close_batch(w);
             code = append_slot(w, length, &s);
         }

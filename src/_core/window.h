@@ -34,6 +34,7 @@ enum {
     PR_NOT_OPEN = -5008,
     PR_TWICE = -5009,                   /* open, applied ... at a wrong time */
     PR_LOG_FULL = -5010,                /* a note finds no room even in the reserve */
+    PR_TOO_MANY = -5011,                /* stores */
 };
 
 typedef struct pr_window_state {        /* a consistent look, in one go */

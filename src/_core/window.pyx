@@ -19,7 +19,7 @@ from pyrepl._core.device cimport Device, pr_device, raise_device
 
 cdef extern from "layout.h" nogil:
     enum:
-        PR_BLOCK, PR_MAX_EVENT, PR_MAX_PAYLOAD, PR_RECORD_BATCH, PR_RECORD_NOTE
+        PR_BLOCK, PR_MAX_PAYLOAD, PR_MAX_STORES, PR_RECORD_NOTE
         PR_BATCH_OPERATION, PR_BATCH_ITEM, PR_WRITE, PR_ZERO, PR_DISCARD
 
     struct pr_local:
@@ -29,8 +29,8 @@ cdef extern from "layout.h" nogil:
 
 cdef extern from "window.h" nogil:
     enum:
-        PR_NO_STORE, PR_NOT_WRITABLE, PR_OUTSIDE, PR_UNALIGNED, PR_MALFORMED, PR_NO_ROOM, PR_TIME_OVER, PR_NOT_OPEN, PR_TWICE, PR_LOG_FULL
-        PR_SUBMIT_FUA, PR_SUBMIT_HELD, PR_SUBMIT_NOWAIT, PR_SUBMIT_ALONE, PR_MAX_LOG_RECORD
+        PR_NO_STORE, PR_NOT_WRITABLE, PR_OUTSIDE, PR_UNALIGNED, PR_MALFORMED, PR_NO_ROOM, PR_TIME_OVER, PR_NOT_OPEN, PR_TWICE, PR_LOG_FULL, PR_TOO_MANY
+        PR_SUBMIT_FUA, PR_SUBMIT_HELD, PR_SUBMIT_NOWAIT, PR_SUBMIT_ALONE
 
     ctypedef struct pr_window_state:
         uint64_t end_position, written_position, durable_position, applied_position, tail_position
@@ -178,6 +178,8 @@ cdef int raise_misuse(Window window, int code, str what) except -1:
         raise ValueError(f"{what}: not at this time")
     if code == PR_LOG_FULL:
         raise OSError(ENOSPC, f"{what}: the log is full")
+    if code == PR_TOO_MANY:
+        raise OSError(ENOSPC, f"{what}: more than {PR_MAX_STORES} stores")
     if code == -ENOMEM:
         raise MemoryError()
     if code == -ESHUTDOWN or window.device is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+from typing import Any
 
 from pyrepl.errors import (
     DeviceError,
@@ -23,7 +24,7 @@ from pyrepl.errors import (
 _ABSENT = (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOTDIR)
 
 
-def typed(error: Exception, what: str, **context: object) -> PyreplError:
+def typed(error: Exception, what: str, **context: Any) -> PyreplError:
     """The error as callers of the API meet it; its own text stays part of the new one.
 
     Args:
@@ -51,7 +52,7 @@ def typed(error: Exception, what: str, **context: object) -> PyreplError:
             return InternalError(f"{what}: {type(error).__name__}: {error}", **context)
 
 
-def _device_error(error: OSError, what: str, context: dict[str, object]) -> PyreplError:
+def _device_error(error: OSError, what: str, context: dict[str, Any]) -> PyreplError:
     if error.errno in _ABSENT:
         cure = ": check the path"
     elif error.errno in (errno.EACCES, errno.EPERM):

@@ -1,10 +1,10 @@
 """A group of volumes with one journal, as users of the package hold it.
 
-Decides what a call on a group does with the engine: admission under one lock, waiting, links, and what a failure looks like from
-outside. The engine (``site``), its threads (``runtime``) and the meaning of operations are elsewhere.
+Decides what a call on a group does with the engine: admission under one lock, waiting, links, and what a failure looks
+like from outside. The engine (``site``), its threads (``runtime``) and the meaning of operations are elsewhere.
 
-    fault     None while the group works; then the error that every call raises. It is looked at without a lock on the path of a
-              write, for it changes once.
+    fault     None while the group works; then the error that every call raises. It is looked at without a lock on the
+              path of a write, for it changes once.
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ T = TypeVar("T")
 
 
 class Group:
-    """Volumes whose writes and operations have one order. Made by :meth:`Node.create_group` or found by :meth:`Node.group`.
+    """Volumes whose writes and operations have one order. Made by :meth:`Node.create_group` or found by
+    :meth:`Node.group`.
 
     All methods may be called from many threads.
     """
 
-    def __init__(self, name: str, *, site: Site | None, placement: FilePlacement, emit: Emit, fault: PyreplError | None = None) -> None:
+    def __init__(
+        self, name: str, *, site: Site | None, placement: FilePlacement, emit: Emit, fault: PyreplError | None = None
+    ) -> None:
         self.name = name
         self.fault = fault
         self._site = site
@@ -64,8 +67,19 @@ class Group:
     # ---- made by the node
 
     @classmethod
-    def create(cls, name: str, journal: str, *, journal_size: int | None, role: str, node_id: bytes, folder: Path,
-               options: SiteOptions, force: bool, emit: Emit) -> Group:
+    def create(
+        cls,
+        name: str,
+        journal: str,
+        *,
+        journal_size: int | None,
+        role: str,
+        node_id: bytes,
+        folder: Path,
+        options: SiteOptions,
+        force: bool,
+        emit: Emit,
+    ) -> Group:
         """Formats a journal; see :meth:`Node.create_group`."""
         made = journal_size is not None
         if journal_size is not None:
@@ -78,8 +92,16 @@ class Group:
                 if not force:
                     _check_no_journal(device)
                 placement = FilePlacement(folder, alignment=options.alignment)
-                site = Site.create(device, name=name, node_id=node_id, role=role, options=options, placement=placement,
-                                   entropy=os.urandom, created_ns=time.time_ns())
+                site = Site.create(
+                    device,
+                    name=name,
+                    node_id=node_id,
+                    role=role,
+                    options=options,
+                    placement=placement,
+                    entropy=os.urandom,
+                    created_ns=time.time_ns(),
+                )
             except BaseException:
                 device.close()
                 raise
@@ -104,8 +126,12 @@ class Group:
                 device.close()
                 raise
             shelf = site.shelf
-            placement.sweep({place.path for place in shelf.places.values()} | set(shelf.zombies.values())
-                            | set(shelf.graveyard) | ({shelf.scratch.path} if shelf.scratch is not None else set()))
+            placement.sweep(
+                {place.path for place in shelf.places.values()}
+                | set(shelf.zombies.values())
+                | set(shelf.graveyard)
+                | ({shelf.scratch.path} if shelf.scratch is not None else set())
+            )
             return cls(name, site=site, placement=placement, emit=emit)
         except Exception as error:
             placement.close()
@@ -204,25 +230,37 @@ class Group:
             known: dict[str, Any] = {"group": self.name, "role": site.role if site is not None else None, "links": []}
         else:
             known = {**site.status(), "links": [link.status() for link in list(self._links.values())]}
-        return {**known, "state": self.state, "error": str(self.fault) if self.fault is not None and not self._closed else None}
+        return {
+            **known,
+            "state": self.state,
+            "error": str(self.fault) if self.fault is not None and not self._closed else None,
+        }
 
     # ---- stores
 
-    def add_volume(self, name: str, device_path: str | os.PathLike[str] | None = None, *, size: int | None = None,
-                   zero: bool = False, wait: bool = True, timeout: float | None = None) -> Volume:
+    def add_volume(
+        self,
+        name: str,
+        device_path: str | os.PathLike[str] | None = None,
+        *,
+        size: int | None = None,
+        zero: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> Volume:
         """A volume enters the group.
 
         Args:
             name: unique in the group.
-            device_path: a block device or an existing file, used exclusively; what it holds stays. None: a sparse file in the
-                node's folder, all zeros.
+            device_path: a block device or an existing file, used exclusively; what it holds stays. None: a sparse file
+                in the node's folder, all zeros.
             size: bytes, whole regions. Without it: of the device, rounded down to whole regions.
             zero: the volume shows zeros, whatever the device holds; then nothing needs to be copied to secondaries.
             wait: return when it is performed here; else when it has its place in the order.
             timeout: seconds to wait at most.
 
-        On a secondary that is not paired yet this prepares the volume that the primary has under the same name and size; once
-        it is paired, volumes come from the primary.
+        On a secondary that is not paired yet this prepares the volume that the primary has under the same name and
+        size; once it is paired, volumes come from the primary.
 
         Raises:
             Exists, NotFound, InUse, UsageError, Refused: the text says what to do; nothing was changed.
@@ -240,13 +278,20 @@ class Group:
         if self.role == SECONDARY:
             return Volume(self, self._prepare(name, size, devices), name)
         result = self.operate(
-            lambda catalog: operations.add_volume(catalog, name, size, zero=zero or path is None, region_size=self.region_size),
-            devices=devices, wait=wait, timeout=timeout)
+            lambda catalog: operations.add_volume(
+                catalog, name, size, zero=zero or path is None, region_size=self.region_size
+            ),
+            devices=devices,
+            wait=wait,
+            timeout=timeout,
+        )
         return Volume(self, result.created[name], name, result)
 
-    def snapshot(self, name: str, *, volumes: list[Volume | str] | None = None, wait: bool = True,
-                 timeout: float | None = None) -> OperationResult:
-        """Snapshots of all volumes (or of these), at one LSN. They are named ``<volume>-<name>``, however many there are.
+    def snapshot(
+        self, name: str, *, volumes: list[Volume | str] | None = None, wait: bool = True, timeout: float | None = None
+    ) -> OperationResult:
+        """Snapshots of all volumes (or of these), at one LSN. They are named ``<volume>-<name>``, however many there
+        are.
 
         Returns:
             the operation; its ``snapshots`` are in the order of the volumes.
@@ -270,22 +315,45 @@ class Group:
         result.snapshots = [Snapshot(self, result.created[full], full, result) for full in names]
         return result
 
-    def copy_range(self, source: Store | str, source_offset: int, target: Store | str, target_offset: int, length: int, *,
-                   wait: bool = True, timeout: float | None = None) -> OperationResult:
+    def copy_range(
+        self,
+        source: Store | str,
+        source_offset: int,
+        target: Store | str,
+        target_offset: int,
+        length: int,
+        *,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> OperationResult:
         """A range of ``target`` becomes equal to the same range of ``source``. No data move.
 
         Raises:
             UsageError: the offsets differ, or the range is not made of whole regions.
         """
         if source_offset != target_offset:
-            raise UsageError(f"copy_range from offset {source_offset} to {target_offset}: a range is copied to the same offset; "
-                             f"to move data, read and write them", source_offset=source_offset, target_offset=target_offset)
+            raise UsageError(
+                f"copy_range from offset {source_offset} to {target_offset}: a range is copied to the same offset; "
+                f"to move data, read and write them",
+                source_offset=source_offset,
+                target_offset=target_offset,
+            )
         return self.operate(
-            lambda catalog: operations.copy_range(catalog, self.name_of(source, catalog), self.name_of(target, catalog),
-                                                  source_offset, length, region_size=self.region_size),
-            wait=wait, timeout=timeout)
+            lambda catalog: operations.copy_range(
+                catalog,
+                self.name_of(source, catalog),
+                self.name_of(target, catalog),
+                source_offset,
+                length,
+                region_size=self.region_size,
+            ),
+            wait=wait,
+            timeout=timeout,
+        )
 
-    def mark(self, name: str, payload: bytes = b"", *, wait: bool = True, timeout: float | None = None) -> OperationResult:
+    def mark(
+        self, name: str, payload: bytes = b"", *, wait: bool = True, timeout: float | None = None
+    ) -> OperationResult:
         """A message of up to 4096 bytes at this point of the order, which changes nothing and passes every site."""
         return self.operate(lambda _: operations.mark(name, payload), wait=wait, timeout=timeout)
 
@@ -314,7 +382,7 @@ class Group:
         end = window.state().end_lsn
         if lsn is None:
             lsn = end
-        elif isinstance(lsn, bool) or not isinstance(lsn, int) or not 0 <= lsn <= max(end, lsn if self.role == SECONDARY else 0):
+        elif isinstance(lsn, bool) or not isinstance(lsn, int) or lsn < 0 or (lsn > end and self.role == PRIMARY):
             raise UsageError(f"LSN {lsn!r}: the last that was given is {end}", lsn=lsn, end=end)
         if where not in (PRIMARY, "here"):
             self.link(where).wait_applied(lsn, timeout)
@@ -322,13 +390,16 @@ class Group:
         self._driver.hurry()
         with self._border(f"waiting for LSN {lsn}"):
             if not window.wait_applied(lsn, timeout):
-                raise WaitTimeout(f"group {self.name!r}: LSN {lsn} is not performed after {timeout} s; it goes on", lsn=lsn)
+                raise WaitTimeout(
+                    f"group {self.name!r}: LSN {lsn} is not performed after {timeout} s; it goes on", lsn=lsn
+                )
         return lsn
 
     # ---- links
 
     def add_link(self, name: str, address: str, *, mode: Literal["async", "sync"] = "async") -> Attachment:
-        """Attaches the secondary that listens at ``address`` ("host:port"), and begins to synchronize it in the background.
+        """Attaches the secondary that listens at ``address`` ("host:port"), and begins to synchronize it in the
+        background.
 
         Args:
             name: of the link, unique in the group.
@@ -350,7 +421,9 @@ class Group:
                 raise UsageError(f"{name!r} means this site: give the link another name", name=name)
             with self._admission:
                 if name in self._links:
-                    raise Exists(f"group {self.name!r} has a link {name!r}: give another name, or remove it first", name=name)
+                    raise Exists(
+                        f"group {self.name!r} has a link {name!r}: give another name, or remove it first", name=name
+                    )
                 link = Link(self.site, name, address=address, mode=mode, guard=self._guard)
                 self.site.attach(link)
                 attachment = self._links[name] = Attachment(self, link)
@@ -400,14 +473,23 @@ class Group:
         if not isinstance(store, Store):
             raise UsageError(f"{type(store).__name__} is not a store: give a volume, a snapshot, or the name of one")
         if store.group is not self:
-            raise UsageError(f"{store.name!r} is a store of group {store.group.name!r}: operations stay within one group, here "
-                             f"{self.name!r}", name=store.name)
+            raise UsageError(
+                f"{store.name!r} is a store of group {store.group.name!r}: operations stay within one group, here "
+                f"{self.name!r}",
+                name=store.name,
+            )
         if store.id not in catalog:
             raise NotFound(f"group {self.name!r}: {store.kind} {store.name!r} was deleted", name=store.name)
         return catalog[store.id].name
 
-    def operate(self, make: Callable[[Catalog], Operation], *, devices: Mapping[str, str] | None = None, wait: bool = True,
-                timeout: float | None = None) -> OperationResult:
+    def operate(
+        self,
+        make: Callable[[Catalog], Operation],
+        *,
+        devices: Mapping[str, str] | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> OperationResult:
         """Admits an operation and, if wanted, waits until it is performed here.
 
         Args:
@@ -420,16 +502,26 @@ class Group:
         check_timeout(timeout)
         site = self.site
         if site.role != PRIMARY:
-            raise Refused(f"group {self.name!r} is a secondary here: operations are made at its primary", reason="role",
-                          group=self.name)
+            raise Refused(
+                f"group {self.name!r} is a secondary here: operations are made at its primary",
+                reason="role",
+                group=self.name,
+            )
         with self._border("admitting an operation"):
             with self._admission:
                 admission = self._reserving(devices, lambda paths: site.admit(make(site.end.catalog), paths))
             self._driver.hurry()
             site.window.commit(admission.lsn)
         result = OperationResult(self, admission)
-        self._emit({"event": "operation", "group": self.name, "kind": result.kind, "lsn": result.lsn,
-                    "created": sorted(result.created)})
+        self._emit(
+            {
+                "event": "operation",
+                "group": self.name,
+                "kind": result.kind,
+                "lsn": result.lsn,
+                "created": sorted(result.created),
+            }
+        )
         if wait:
             result.wait(timeout=timeout)
         return result
@@ -545,5 +637,8 @@ def _check_no_journal(device: FileDevice) -> None:
     with suppress(Corrupt):
         found = Journal.find(device)
         name = bytes(found.superblock["name"]).rstrip(b"\0").decode(errors="replace")
-        raise Exists(f"{device.name} holds the journal of a group {name!r}: open the node that it belongs to, give another "
-                     f"device, or use force=True to lose it", device=device.name)
+        raise Exists(
+            f"{device.name} holds the journal of a group {name!r}: open the node that it belongs to, give another "
+            f"device, or use force=True to lose it",
+            device=device.name,
+        )

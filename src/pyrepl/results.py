@@ -46,7 +46,8 @@ class OperationResult:
 
     @property
     def bytes_changed(self) -> int | None:
-        """Bytes of whole regions whose content may have changed here; None until it is performed (or if nobody asked for long:
+        """Bytes of whole regions whose content may have changed here; None until it is performed (or if nobody asked
+        for long:
         the figures of the last 1024 operations are kept)."""
         if self._changed is None:
             self._changed = self._group.figure(self.lsn)
@@ -99,15 +100,17 @@ class Ticket:
             try:
                 self._native.wait(timeout)
             except TimeoutError as error:
-                raise WaitTimeout(f"the write at LSN {self.lsn} is not written after {timeout} s; it goes on",
-                                  lsn=self.lsn) from error
+                raise WaitTimeout(
+                    f"the write at LSN {self.lsn} is not written after {timeout} s; it goes on", lsn=self.lsn
+                ) from error
             except Exception as error:
                 raise self._group.failure(error, f"waiting for the write at LSN {self.lsn}") from error
         return self.lsn
 
 
 class Events(Iterator[dict[str, Any]]):
-    """What happens at a node, as it happens, from the call on; ends when the node is closed. A caller who is slow misses the oldest.
+    """What happens at a node, as it happens, from the call on; ends when the node is closed. A caller who is slow
+    misses the oldest.
 
     Each event is a dict with ``event`` (a word), ``group``, and what belongs to it.
     """

@@ -1,7 +1,8 @@
 """Volumes and snapshots as users of the package hold them: reading, writing, and the operations on one store.
 
-Decides how a request of any offset and length meets the engine, and the words of a refusal. A handle caches the store's number,
-so that an aligned write is one call into the window; what is unusual is found out afterwards, from the error.
+Decides how a request of any offset and length meets the engine, and the words of a refusal. A handle caches the
+store's number, so that an aligned write is one call into the window; what is unusual is found out afterwards, from the
+error.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pyrepl.errors import NotFound, PyreplError, Refused, UsageError
 from pyrepl.results import OperationResult, Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
     from pyrepl.group import Group
 
@@ -105,8 +106,9 @@ class Store:
 
     def _made(self) -> OperationResult:
         if self.result is None:
-            raise UsageError(f"{self.name!r} was found by name: only the call that made a store knows its operation",
-                             name=self.name)
+            raise UsageError(
+                f"{self.name!r} was found by name: only the call that made a store knows its operation", name=self.name
+            )
         return self.result
 
     # ---- data
@@ -162,7 +164,8 @@ class Store:
             return self._write_otherwise(error, offset, data, fua)
 
     def submit_write(self, offset: int, data: Buffer, *, fua: bool = False) -> Ticket:
-        """The same without waiting for the journal: many in flight from one thread. Returns when the data were taken over.
+        """The same without waiting for the journal: many in flight from one thread. Returns when the data were taken
+        over.
 
         A write that is not aligned to the group's alignment is written at once: its ticket is done.
         """
@@ -176,7 +179,7 @@ class Store:
         return Ticket(group, native, native.lsn)
 
     def zero(self, offset: int, length: int) -> int:
-        """The range reads as zeros; the LSN. Costs no data, in the journal or on the wire. Errors as of :meth:`write`."""
+        """The range reads as zeros; the LSN. No data go into the journal or over links. Errors as of :meth:`write`."""
         return self._clear(offset, length, discard=False)
 
     def discard(self, offset: int, length: int) -> int:
@@ -201,22 +204,31 @@ class Store:
             Exists: a store has that name.
             WaitTimeout: it goes on.
         """
-        result = self._group.operate(lambda catalog: operations.snapshot(catalog, [self._named(catalog)], [name]),
-                                     wait=wait, timeout=timeout)
+        result = self._group.operate(
+            lambda catalog: operations.snapshot(catalog, [self._named(catalog)], [name]), wait=wait, timeout=timeout
+        )
         return Snapshot(self._group, result.created[name], name, result)
 
     def clone(self, name: str, device: str | None = None, *, wait: bool = True, timeout: float | None = None) -> Volume:
         """A new volume ``name`` with the content of this store; on ``device`` if one is given, at least as long."""
-        result = self._group.operate(lambda catalog: operations.clone(catalog, self._named(catalog), name),
-                                     devices={name: device} if device else {}, wait=wait, timeout=timeout)
+        result = self._group.operate(
+            lambda catalog: operations.clone(catalog, self._named(catalog), name),
+            devices={name: device} if device else {},
+            wait=wait,
+            timeout=timeout,
+        )
         return Volume(self._group, result.created[name], name, result)
 
     def synchronize(self, source: Store | str, *, wait: bool = True, timeout: float | None = None) -> OperationResult:
         """This store becomes equal to ``source``, a store of the same size. No data move."""
         size = self._group.region_size
         return self._group.operate(
-            lambda catalog: operations.synchronize(catalog, self._named(catalog), self._group.name_of(source, catalog),
-                                                   region_size=size), wait=wait, timeout=timeout)
+            lambda catalog: operations.synchronize(
+                catalog, self._named(catalog), self._group.name_of(source, catalog), region_size=size
+            ),
+            wait=wait,
+            timeout=timeout,
+        )
 
     # ---- inside
 
@@ -229,7 +241,9 @@ class Store:
         if group.fault is not None:
             group.check()
         now = group.look_up(self.name)
-        if now is None or now.id == self._id or group.role == "primary":  # of that name there may be another store by now
+        if (
+            now is None or now.id == self._id or group.role == "primary"
+        ):  # of that name there may be another store by now
             raise NotFound(f"group {group.name!r}: {self.kind} {self.name!r} was deleted", name=self.name)
         self._id = now.id
 
@@ -255,31 +269,44 @@ class Store:
         if length == 0:
             raise UsageError(f"an empty range, at {offset}: give at least one byte", offset=offset)
         if offset > size or length > size - offset:
-            raise UsageError(f"{length} bytes at {offset} are not inside {self.kind} {self.name!r}, which is {size} bytes long",
-                             name=self.name, offset=offset, length=length, size=size)
+            raise UsageError(
+                f"{length} bytes at {offset} are not inside {self.kind} {self.name!r}, which is {size} bytes long",
+                name=self.name,
+                offset=offset,
+                length=length,
+                size=size,
+            )
 
     def _check_writable(self) -> None:
         group = self._group
         if group.role != "primary":
-            raise Refused(f"group {group.name!r} is a secondary here: its stores are read-only, write at its primary",
-                          reason="role", group=group.name)
+            raise Refused(
+                f"group {group.name!r} is a secondary here: its stores are read-only, write at its primary",
+                reason="role",
+                group=group.name,
+            )
 
     def _write_otherwise(self, error: Exception, offset: int, data: Buffer, fua: bool) -> int:
         """The write that was not aligned; or the reason why there cannot be one."""
         self._check_writable()
-        if not isinstance(error, ValueError | TypeError | LookupError | OverflowError) or isinstance(error, PyreplError):
-            raise self._group.failure(error, f"group {self._group.name!r}: writing {self.kind} {self.name!r}") from error
+        if not isinstance(error, ValueError | TypeError | LookupError | OverflowError) or isinstance(
+            error, PyreplError
+        ):
+            raise self._group.failure(
+                error, f"group {self._group.name!r}: writing {self.kind} {self.name!r}"
+            ) from error
         length = _length(data, self, "writing")
         if isinstance(error, LookupError):
             self._find()
         self.check_range(offset, length)
-        return self._unaligned(lambda: view.write_unaligned(self._window, self._stores, self._id, offset, data, fua=fua))
+        return self._engine(view.write_unaligned, self._window, self._stores, self._id, offset, data, fua=fua)
 
-    def _unaligned(self, write: Callable[[], int]) -> int:
+    def _engine(self, call: Callable[..., int], *arguments: Any, **options: Any) -> int:
         try:
-            return write()
+            return call(*arguments, **options)
         except Exception as error:
-            raise self._group.failure(error, f"group {self._group.name!r}: writing {self.kind} {self.name!r}") from error
+            what = f"group {self._group.name!r}: writing {self.kind} {self.name!r}"
+            raise self._group.failure(error, what) from error
 
     def _clear(self, offset: int, length: int, *, discard: bool) -> int:
         group = self._group
@@ -291,8 +318,10 @@ class Store:
         if last - first <= layout.MAX_EVENT:
             return self._clear_blocks(offset, end, discard)
         self._clear_blocks(offset, first, discard)
-        result = group.operate(lambda catalog: operations.zero(catalog, self._named(catalog), first, last - first,
-                                                               region_size=region), wait=False)
+        result = group.operate(
+            lambda catalog: operations.zero(catalog, self._named(catalog), first, last - first, region_size=region),
+            wait=False,
+        )
         return self._clear_blocks(last, end, discard) or result.lsn
 
     def _clear_blocks(self, offset: int, end: int, discard: bool) -> int:
@@ -304,9 +333,9 @@ class Store:
         lsn = 0
         for start, length in ((offset, first - offset), (last, end - last)):
             if length:
-                lsn = self._unaligned(lambda: view.write_unaligned(self._window, self._stores, self._id, start, bytes(length)))
+                lsn = self._engine(view.write_unaligned, self._window, self._stores, self._id, start, bytes(length))
         if last > first:
-            lsn = self._unaligned(lambda: self._window.zero(self._id, first, last - first, discard=discard))
+            lsn = self._engine(self._window.zero, self._id, first, last - first, discard=discard)
         return lsn
 
 
@@ -315,8 +344,14 @@ class Volume(Store):
 
     kind = VOLUME
 
-    def restore(self, snapshot: Snapshot | str, *, extent: Extent | tuple[int, int] | None = None, wait: bool = True,
-                timeout: float | None = None) -> OperationResult:
+    def restore(
+        self,
+        snapshot: Snapshot | str,
+        *,
+        extent: Extent | tuple[int, int] | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> OperationResult:
         """The volume shows again what the snapshot shows, whole or on an extent of whole regions. No data move.
 
         Raises:
@@ -326,18 +361,34 @@ class Volume(Store):
         group = self._group
         offset, length = (None, None) if extent is None else extent
         return group.operate(
-            lambda catalog: operations.restore(catalog, self._named(catalog), group.name_of(snapshot, catalog), offset, length,
-                                               region_size=group.region_size), wait=wait, timeout=timeout)
+            lambda catalog: operations.restore(
+                catalog,
+                self._named(catalog),
+                group.name_of(snapshot, catalog),
+                offset,
+                length,
+                region_size=group.region_size,
+            ),
+            wait=wait,
+            timeout=timeout,
+        )
 
-    def resize(self, size: int, *, force: bool = False, wait: bool = True, timeout: float | None = None) -> OperationResult:
+    def resize(
+        self, size: int, *, force: bool = False, wait: bool = True, timeout: float | None = None
+    ) -> OperationResult:
         """The volume becomes ``size`` bytes long, whole regions; what is added reads as zeros.
 
         Raises:
             Refused: it would shrink and ``force`` is not given; its device is too small.
         """
         group = self._group
-        return group.operate(lambda catalog: operations.resize(catalog, self._named(catalog), size, force=force,
-                                                               region_size=group.region_size), wait=wait, timeout=timeout)
+        return group.operate(
+            lambda catalog: operations.resize(
+                catalog, self._named(catalog), size, force=force, region_size=group.region_size
+            ),
+            wait=wait,
+            timeout=timeout,
+        )
 
     def remove(self, *, force: bool = False, wait: bool = True, timeout: float | None = None) -> OperationResult:
         """The volume leaves the group, at every site; what it holds is lost to the group.
@@ -345,8 +396,11 @@ class Volume(Store):
         Raises:
             Refused: it has snapshots and ``force`` is not given (they keep their content).
         """
-        return self._group.operate(lambda catalog: operations.remove_volume(catalog, self._named(catalog), force=force),
-                                   wait=wait, timeout=timeout)
+        return self._group.operate(
+            lambda catalog: operations.remove_volume(catalog, self._named(catalog), force=force),
+            wait=wait,
+            timeout=timeout,
+        )
 
 
 class Snapshot(Store):
@@ -361,12 +415,17 @@ class Snapshot(Store):
             Refused: its origin was removed.
         """
         group = self._group
-        return group.operate(lambda catalog: operations.refresh(catalog, self._named(catalog), region_size=group.region_size),
-                             wait=wait, timeout=timeout)
+        return group.operate(
+            lambda catalog: operations.refresh(catalog, self._named(catalog), region_size=group.region_size),
+            wait=wait,
+            timeout=timeout,
+        )
 
     def delete(self, *, wait: bool = True, timeout: float | None = None) -> OperationResult:
         """It leaves the group, at every site."""
-        return self._group.operate(lambda catalog: operations.delete(catalog, self._named(catalog)), wait=wait, timeout=timeout)
+        return self._group.operate(
+            lambda catalog: operations.delete(catalog, self._named(catalog)), wait=wait, timeout=timeout
+        )
 
 
 def _is_count(value: object) -> bool:
@@ -381,5 +440,7 @@ def _length(data: Buffer, store: Store, doing: str) -> int:
                 raise UsageError(f"{doing} {store.kind} {store.name!r}: the buffer is not contiguous, copy it first")
             return seen.nbytes
     except TypeError as error:
-        raise UsageError(f"{doing} {store.kind} {store.name!r}: {type(data).__name__} has no buffer protocol: give bytes, "
-                         f"bytearray, memoryview or an array") from error
+        raise UsageError(
+            f"{doing} {store.kind} {store.name!r}: {type(data).__name__} has no buffer protocol: give bytes, "
+            f"bytearray, memoryview or an array"
+        ) from error

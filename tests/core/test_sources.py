@@ -56,7 +56,8 @@ def test_as_a_list(data):
         elif what == "copy_range":
             other, other_twin = maps[data.draw(st.integers(0, len(maps) - 1))]
             first, count = ranges(data.draw, min(len(twin), len(other_twin)))
-            changed = sum(a != b for a, b in zip(twin[first:first + count], other_twin[first:first + count], strict=True))
+            pairs = zip(twin[first:first + count], other_twin[first:first + count], strict=True)
+            changed = sum(a != b for a, b in pairs)
             assert source_map.copy_range(other, first, count) == changed
             twin[first:first + count] = other_twin[first:first + count]
         elif what == "copy" and len(maps) < 5:

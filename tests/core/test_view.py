@@ -36,7 +36,7 @@ class Watched(MemoryDevice):
 
 
 @pytest.mark.parametrize("alignment", [512, 4096])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_reads_are_those_of_a_bytearray(alignment, data):
     site = Site(3, size=SIZE, alignment=alignment)

@@ -1,14 +1,14 @@
 """The threads of one group: who steps the site, and when.
 
-    apply     the only one that steps: stores, maps, mover, checkpoints; between two steps it runs what others asked for (call)
-    watch     waits for events on behalf of ``apply``, which cannot wait for two things at once
+    apply     the only one that steps: stores, maps, mover, checkpoints; between two steps it runs what others asked
+    for (call) watch     waits for events on behalf of ``apply``, which cannot wait for two things at once
     commit    writes to the journal what was submitted and nobody waits for
 
-Events are left to accumulate for up to 10 ms or an eighth of the ring, so that an epoch is worth its flush and blocks that are
-written again are applied once; an operation, a call or close() ends that wait (hurry).
+Events are left to accumulate for up to 10 ms or an eighth of the ring, so that an epoch is worth its flush and blocks
+that are written again are applied once; an operation, a call or close() ends that wait (hurry).
 
-Decides when to step. Must not know what a step does. An exception in a step is the end of the group: the window fails, so that
-nothing is acknowledged any more, and ``on_failure`` hears why.
+Decides when to step. Must not know what a step does. An exception in a step is the end of the group: the window fails,
+so that nothing is acknowledged any more, and ``on_failure`` hears why.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from pyrepl.site import Site
 
 ACCUMULATE = 0.010  # seconds
-_LOOK = 5.0  # seconds: how long the watcher sleeps at most; it is woken by events, this only bounds what a bug could cost
+_LOOK = (
+    5.0  # seconds: how long the watcher sleeps at most; it is woken by events, this only bounds what a bug could cost
+)
 
 
 class _Call:
@@ -72,8 +74,10 @@ class Driver:
         self._calls: deque[_Call] = deque()
         self._idle = threading.Event()  # apply has nothing to do: watch for what comes after _idle_at
         self._idle_at = 0
-        self._threads = [threading.Thread(target=body, name=f"{site.name}-{name}", daemon=True)
-                         for name, body in (("apply", self._apply), ("watch", self._watch), ("commit", self._commit))]
+        self._threads = [
+            threading.Thread(target=body, name=f"{site.name}-{name}", daemon=True)
+            for name, body in (("apply", self._apply), ("watch", self._watch), ("commit", self._commit))
+        ]
         site.exclusive = self.call
         for thread in self._threads:
             thread.start()
@@ -118,7 +122,7 @@ class Driver:
         self._on_failure(error)
 
     def close(self) -> None:
-        """Stops stepping, then closes the site: what the journal holds is applied, a checkpoint taken, devices given back."""
+        """Stops stepping, then closes the site: the journal is applied, a checkpoint taken, devices are given back."""
         with self._condition:
             self._stopping = True
             self._condition.notify()

@@ -1,7 +1,8 @@
 """Where a site keeps its devices: files of its own in the node's folder, and devices that were given, where they are.
 
-Decides paths, and that a device belongs to one group at a time: whoever is given one takes it exclusively at admission, so that
-performing the operation cannot find it taken. What it made itself it removes; what was given it never removes.
+Decides paths, and that a device belongs to one group at a time: whoever is given one takes it exclusively at
+admission, so that performing the operation cannot find it taken. What it made itself it removes; what was given it
+never removes.
 """
 
 from __future__ import annotations
@@ -65,8 +66,12 @@ class FilePlacement:
             device.resize(size)
         if device.size < size:
             device.close()
-            raise DeviceError(f"{path} is {device.size} bytes long, and its store needs {size}: give it back its size",
-                              device=path, size=device.size, needed=size)
+            raise DeviceError(
+                f"{path} is {device.size} bytes long, and its store needs {size}: give it back its size",
+                device=path,
+                size=device.size,
+                needed=size,
+            )
         return device
 
     def resize(self, path: str, size: int) -> None:
@@ -77,8 +82,13 @@ class FilePlacement:
             return
         length = device_size(path)
         if length < size:
-            raise Refused(f"{path} is {length} bytes long, less than the {size} bytes that are needed: make it larger first",
-                          reason="size", device=path, size=length, needed=size)
+            raise Refused(
+                f"{path} is {length} bytes long, less than the {size} bytes that are needed: make it larger first",
+                reason="size",
+                device=path,
+                size=length,
+                needed=size,
+            )
 
     def remove(self, path: str) -> None:
         """Own files go; a given device is left alone."""
@@ -132,9 +142,12 @@ class FilePlacement:
 
     def _check_sectors(self, device: Device) -> None:
         if device.sector_size > self._alignment:
-            raise Refused(f"{device.name} has sectors of {device.sector_size} bytes, the group an alignment of {self._alignment}: "
-                          f"use another device, or make the group with alignment={device.sector_size}", reason="alignment",
-                          device=device.name)
+            raise Refused(
+                f"{device.name} has sectors of {device.sector_size} bytes, the group is aligned to {self._alignment}: "
+                f"use another device, or make the group with alignment={device.sector_size}",
+                reason="alignment",
+                device=device.name,
+            )
 
     def _is_own(self, path: str) -> bool:
         return Path(path).parent == self.folder
@@ -191,8 +204,8 @@ def device_size(path: str) -> int:
 def make_journal(path: str, size: int) -> None:
     """A new file for a journal of ``size`` bytes, durable.
 
-    It is written with zeros up to 1 GiB: a write into space that is only reserved makes the file system convert it, and the
-    flush behind that write then commits a transaction of the file system. What is beyond is reserved.
+    It is written with zeros up to 1 GiB: a write into space that is only reserved makes the file system convert it,
+    and the flush behind that write then commits a transaction of the file system. What is beyond is reserved.
 
     Raises:
         Exists: something of that name exists.
@@ -203,13 +216,15 @@ def make_journal(path: str, size: int) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise Exists(f"{path} exists: leave journal_size out to use it as it is, or give another path", path=path) from None
+        raise Exists(
+            f"{path} exists: leave journal_size out to use it as it is, or give another path", path=path
+        ) from None
     try:
         try:
             os.posix_fallocate(fd, 0, size)
             zeros = bytes(_CHUNK)
             for offset in range(0, min(size, _FILL), _CHUNK):
-                os.pwrite(fd, zeros[:min(_CHUNK, size - offset)], offset)
+                os.pwrite(fd, zeros[: min(_CHUNK, size - offset)], offset)
             os.fsync(fd)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:

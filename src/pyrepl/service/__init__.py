@@ -1,0 +1,1 @@
+"""The daemon and what it offers to other processes."""
