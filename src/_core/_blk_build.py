@@ -1,7 +1,9 @@
 """Builds pyrepl._core._blk: the ioctls of block and loop devices (cffi, API mode).
 
-Decides: nothing but which ioctls there are. Each function returns the value, or -errno. Policy is in pyrepl/_core/blockdev.py.
+Decides: nothing but which ioctls there are. Each function returns the value, or -errno. Policy is in
+pyrepl/_core/blockdev.py.
 """
+
 from cffi import FFI
 
 ffibuilder = FFI()
@@ -48,7 +50,8 @@ _Static_assert(sizeof(struct blk_loop_info) == 232 && sizeof(struct blk_loop_con
 
 static int64_t answer(int code, int64_t value) { return code < 0 ? -errno : value; }
 
-static int64_t blk_size(int fd) { uint64_t n = 0; int code = ioctl(fd, BLKGETSIZE64, &n); return answer(code, (int64_t)n); }
+static int64_t blk_size(int fd) { uint64_t n = 0; int code = ioctl(fd, BLKGETSIZE64, &n); return answer(code,
+(int64_t)n); }
 static int64_t blk_sector(int fd) { int n = 0; int code = ioctl(fd, BLKSSZGET, &n); return answer(code, n); }
 static int64_t blk_physical(int fd) { unsigned n = 0; int code = ioctl(fd, BLKPBSZGET, &n); return answer(code, n); }
 static int64_t blk_read_only(int fd) { int n = 0; int code = ioctl(fd, BLKROGET, &n); return answer(code, n != 0); }

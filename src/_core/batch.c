@@ -15,10 +15,12 @@ static int is_zero(const void *data, size_t length)
     return !any;
 }
 
-static uint32_t head_crc(const struct pr_travel *travel, const struct pr_record *records)
+static uint32_t head_crc(const struct pr_travel *travel, const struct pr_record *records, uint32_t count)
 {
-    return pr_crc32c(crc_but_last(travel, sizeof *travel), records, travel->count * sizeof *records);
+    return pr_crc32c(crc_but_last(travel, sizeof *travel), records, count * sizeof *records);
 }
+
+static int has_payload(const struct pr_record *r) { return r->kind == PR_WRITE || r->kind == PR_OPERATION; }
 
 void pr_batch_seal(struct pr_travel *travel, const struct pr_record *records, uint32_t count, uint32_t payload_length)
 {
@@ -28,11 +30,29 @@ void pr_batch_seal(struct pr_travel *travel, const struct pr_record *records, ui
     travel->count = count;
     travel->payload_length = payload_length;
     memset(travel->reserved, 0, sizeof travel->reserved);
-    travel->crc = head_crc(travel, records);
+    travel->crc = head_crc(travel, records, count);
 }
 
-/* A descriptor on its own. Those of operations and items hold an encoding of any length; the others are aligned. */
-static int judge_record(const struct pr_travel *travel, const struct pr_record *r, uint32_t alignment)
+void pr_batch_fill(struct pr_travel *travel, struct pr_record *records, uint32_t count, const uint8_t *const *data,
+                   uint32_t unit, uint8_t *payload, uint32_t payload_length)
+{
+    uint64_t at = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        struct pr_record *r = &records[i];
+        if (!data[i])
+            continue;
+        r->payload = (uint32_t)at;
+        r->crc = pr_crc32c_copy(0, payload + at, data[i], r->length);
+        uint64_t end = pr_align(at + r->length, unit);
+        memset(payload + at + r->length, 0, end - at - r->length);
+        at = end;
+    }
+    pr_batch_seal(travel, records, count, payload_length);
+}
+
+/* A descriptor. Those of operations and items hold an encoding of any length; the others are aligned. `at`: bytes of payload before
+ * it; payloads lie one after the other, so that nothing travels without a checksum. */
+static int judge_record(const struct pr_travel *travel, const struct pr_record *r, uint32_t alignment, uint32_t at)
 {
     if (r->flags || r->reserved0 || r->reserved1)
         return PR_BAD_RESERVED;
@@ -42,14 +62,33 @@ static int judge_record(const struct pr_travel *travel, const struct pr_record *
         return PR_GOOD;
     }
     if (!r->store || !r->length || r->length > PR_MAX_EVENT || r->length % alignment || r->offset % alignment
-        || r->offset > INT64_MAX)
+        || r->offset > (uint64_t)INT64_MAX - r->length)
         return PR_BAD_RECORD;
     if (r->kind == PR_WRITE)
-        return r->payload % alignment || r->payload > travel->payload_length || r->length > travel->payload_length - r->payload
-            ? PR_BAD_RECORD : PR_GOOD;
+        return r->payload != at || r->length > travel->payload_length - at ? PR_BAD_RECORD : PR_GOOD;
     if (r->kind != PR_ZERO && r->kind != PR_DISCARD)
         return PR_BAD_KIND;
     return r->payload || r->crc ? PR_BAD_RECORD : PR_GOOD;
+}
+
+/* What the fields of the travelling part may be; the number of records is judged already. */
+static int judge_fields(const struct pr_travel *travel, uint32_t alignment)
+{
+    if (travel->kind < PR_BATCH_EVENTS || travel->kind > PR_BATCH_ITEM)
+        return PR_BAD_KIND;
+    if (travel->flags || !is_zero(travel->reserved, sizeof travel->reserved))
+        return PR_BAD_RESERVED;
+    if (travel->payload_length > PR_MAX_PAYLOAD)
+        return PR_BAD_LENGTH;
+    const int whole = travel->kind == PR_BATCH_OPERATION || travel->kind == PR_BATCH_ITEM;
+    if (whole && travel->count != 1)
+        return PR_BAD_COUNT;
+    if (!whole && travel->payload_length % alignment)
+        return PR_BAD_LENGTH;
+    if (travel->kind <= PR_BATCH_OPERATION ? travel->item || travel->read_end || !travel->first_lsn
+                                           : !travel->item || travel->previous || (whole && travel->read_end))
+        return PR_BAD_RECORD;
+    return travel->first_lsn > (uint64_t)INT64_MAX - travel->count || travel->read_end > INT64_MAX ? PR_BAD_RECORD : PR_GOOD;
 }
 
 int pr_batch_judge(const struct pr_travel *travel, const struct pr_record *records, size_t head_length,
@@ -61,40 +100,33 @@ int pr_batch_judge(const struct pr_travel *travel, const struct pr_record *recor
         return PR_BAD_MAGIC;
     if (travel->version != PR_WIRE_VERSION)
         return PR_BAD_VERSION;
-    if (!travel->count || travel->count > PR_MAX_RECORDS)
+    const uint32_t count = travel->count;
+    if (!count || count > PR_MAX_RECORDS)
         return PR_BAD_COUNT;
-    if (head_length - sizeof *travel < travel->count * sizeof *records)
+    if (head_length - sizeof *travel < count * sizeof *records)
         return PR_BAD_SHORT;
-    if (travel->crc != head_crc(travel, records))
+    if (travel->crc != head_crc(travel, records, count))
         return PR_BAD_HEAD_CRC;
-    if (travel->kind < PR_BATCH_EVENTS || travel->kind > PR_BATCH_ITEM)
-        return PR_BAD_KIND;
-    if (travel->flags || !is_zero(travel->reserved, sizeof travel->reserved))
-        return PR_BAD_RESERVED;
-    if (travel->payload_length > PR_MAX_PAYLOAD)
-        return PR_BAD_LENGTH;
-    int one = travel->kind == PR_BATCH_OPERATION || travel->kind == PR_BATCH_ITEM;
-    if (one ? travel->count != 1 : travel->payload_length % alignment)
-        return one ? PR_BAD_COUNT : PR_BAD_LENGTH;
-    if (travel->kind <= PR_BATCH_OPERATION ? travel->item || travel->read_end || !travel->first_lsn
-                                           : !travel->item || travel->previous || (one && travel->read_end))
-        return PR_BAD_RECORD;
-    if (travel->first_lsn > INT64_MAX || travel->read_end > INT64_MAX)
-        return PR_BAD_RECORD;
+    int code = judge_fields(travel, alignment);
+    if (code)
+        return code;
     if (group && memcmp(group, travel->group, sizeof travel->group))
         return PR_BAD_GROUP;
-    for (uint32_t i = 0; i < travel->count; i++) {
-        int code = judge_record(travel, &records[i], alignment);
-        if (code)
+    uint32_t at = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if ((code = judge_record(travel, &records[i], alignment, at)))
             return code;
+        if (has_payload(&records[i]))
+            at += records[i].length;
     }
+    if (at != travel->payload_length)
+        return PR_BAD_LENGTH;
     if (!payload)
         return PR_GOOD;
     if (payload_length < travel->payload_length)
         return PR_BAD_SHORT;
-    for (uint32_t i = 0; i < travel->count; i++)
-        if ((records[i].kind == PR_WRITE || records[i].kind == PR_OPERATION)
-            && pr_crc32c(0, payload + records[i].payload, records[i].length) != records[i].crc)
+    for (uint32_t i = 0; i < count; i++)
+        if (has_payload(&records[i]) && pr_crc32c(0, payload + records[i].payload, records[i].length) != records[i].crc)
             return PR_BAD_BODY_CRC;
     return PR_GOOD;
 }

@@ -26,7 +26,12 @@ enum {
 /* Seals a batch: fills the travel part's magic, version, count, payload_length and crc over it and the descriptors. The other
  * fields and the descriptors, with their crc, are there already. */
 void pr_batch_seal(struct pr_travel *travel, const struct pr_record *records, uint32_t count, uint32_t payload_length);
-/* Judges what travels. `group` NULL: any. With `payload` NULL only the head is judged. length: of the payload at hand. */
+/* Lays out the payload and seals: data[i] is what record i carries (its length is there already), NULL if it carries nothing.
+ * Fills each descriptor's payload and crc, pads with zeros to multiples of `unit`; payload_length is their sum. */
+void pr_batch_fill(struct pr_travel *travel, struct pr_record *records, uint32_t count, const uint8_t *const *data,
+                   uint32_t unit, uint8_t *payload, uint32_t payload_length);
+/* Judges what travels. `group` NULL: any. With `payload` NULL only the head is judged. The lengths are what is at hand; more than
+ * the header says is not wrong here. Both parts are aligned to 8 bytes. */
 int pr_batch_judge(const struct pr_travel *travel, const struct pr_record *records, size_t head_length,
                    const uint8_t *payload, size_t payload_length, uint32_t alignment, const uint8_t *group);
 /* Fills and seals a local part. */

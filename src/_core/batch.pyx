@@ -1,7 +1,8 @@
 """Batches as bytes, for tests, tools and the protocol. Decides nothing: batch.c seals and judges; this takes buffers and checks
 lengths. The window encodes on its own."""
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from typing import NamedTuple
@@ -11,6 +12,7 @@ cdef extern from "batch.h" nogil:
     const uint32_t PR_BLOCK, PR_MAX_RECORDS, PR_MAX_PAYLOAD, PR_MAX_NOTE
     const uint8_t PR_RECORD_BATCH, PR_RECORD_NOTE, PR_WRITE, PR_ZERO, PR_DISCARD, PR_OPERATION
     const uint8_t PR_BATCH_OPERATION, PR_BATCH_ITEM
+    const int PR_GOOD, PR_BAD_SHORT, PR_BAD_LENGTH
     struct pr_local:
         uint8_t kind, note
         uint64_t position, chain, durable, seed
@@ -28,7 +30,8 @@ cdef extern from "batch.h" nogil:
         uint32_t store
         uint64_t offset
         uint32_t length, crc, payload
-    void pr_batch_seal(pr_travel *travel, const pr_record *records, uint32_t count, uint32_t payload_length)
+    void pr_batch_fill(pr_travel *travel, pr_record *records, uint32_t count, const uint8_t *const *data, uint32_t unit,
+                       uint8_t *payload, uint32_t payload_length)
     int pr_batch_judge(const pr_travel *travel, const pr_record *records, size_t head_length, const uint8_t *payload,
                        size_t payload_length, uint32_t alignment, const uint8_t *group)
     void pr_local_seal(pr_local *local, uint8_t kind, uint8_t note, uint64_t position, uint64_t chain, uint64_t durable,
@@ -116,45 +119,61 @@ def head_length(uint32_t count):
     return sizeof(pr_travel) + count * sizeof(pr_record)
 
 
-def encode(uint8_t kind, list records, *, bytes group not None, bytes generation not None, uint64_t first_lsn, uint32_t alignment,
-           uint64_t previous=0, uint64_t item=0, uint64_t read_end=0):
-    cdef pr_travel travel
-    cdef pr_record record
-    cdef bint whole = kind == PR_BATCH_OPERATION or kind == PR_BATCH_ITEM
-    cdef bytearray descriptors = bytearray(), payload = bytearray()
+def encode(uint8_t kind, list records not None, *, bytes group not None, bytes generation not None, uint64_t first_lsn,
+           uint32_t alignment, uint64_t previous=0, uint64_t item=0, uint64_t read_end=0):
+    cdef const uint8_t *sources[122]  # PR_MAX_RECORDS; the check below says if that changes
+    cdef pr_record descriptors[122]
+    cdef tuple own = tuple(records)  # its length stays what is checked, whatever the items do
+    cdef uint32_t count = len(own), unit = 1 if kind == PR_BATCH_OPERATION or kind == PR_BATCH_ITEM else alignment, i = 0
+    cdef size_t head = sizeof(pr_travel) + count * sizeof(pr_record)
+    cdef uint64_t payload = 0
+    cdef pr_travel *travel
+    cdef pr_record *record
+    cdef bytes raw, made
+    cdef list keep = []  # what sources point into
     _alignment(alignment)
-    if not 1 <= len(records) <= PR_MAX_RECORDS:
-        raise ValueError(f"a batch of {len(records)} records: 1 to {PR_MAX_RECORDS}")
+    if not 1 <= count <= PR_MAX_RECORDS or PR_MAX_RECORDS > sizeof(sources) // sizeof(sources[0]):
+        raise ValueError(f"a batch of {count} records: 1 to {PR_MAX_RECORDS}")
     if len(group) != 16 or len(generation) != 16:
         raise ValueError("group and generation have 16 bytes each")
-    memset(&travel, 0, sizeof(travel))
+    memset(descriptors, 0, count * sizeof(pr_record))
+    for record_kind, store, offset, data in own:
+        record = descriptors + i
+        record.kind, record.store, record.offset = record_kind, store, offset
+        sources[i] = NULL
+        if isinstance(data, int):
+            record.length = data
+        else:
+            raw = data if type(data) is bytes else bytes(memoryview(data))
+            keep.append(raw)
+            record.length = len(raw)
+            sources[i] = <const uint8_t *><const char *>raw
+            payload = pr_align(payload + record.length, unit)
+            if payload > PR_MAX_PAYLOAD:
+                raise ValueError(f"a payload of more than {PR_MAX_PAYLOAD} bytes")
+        i += 1
+    made = PyBytes_FromStringAndSize(NULL, head + payload)
+    travel = <pr_travel *><char *>made
+    memset(travel, 0, sizeof(pr_travel))
     travel.kind = kind
     memcpy(travel.group, <const char *>group, 16)
     memcpy(travel.generation, <const char *>generation, 16)
     travel.first_lsn, travel.previous, travel.item, travel.read_end = first_lsn, previous, item, read_end
-    for record_kind, store, offset, data in records:
-        memset(&record, 0, sizeof(record))
-        record.kind, record.store, record.offset = record_kind, store, offset
-        if isinstance(data, int):
-            record.length = data
-        else:
-            raw = bytes(data)
-            record.length, record.payload = len(raw), len(payload)
-            record.crc = pr_crc32c(0, <const char *>raw, len(raw))
-            payload += raw
-            if not whole:
-                payload += bytes(-len(raw) % alignment)
-        descriptors += (<const uint8_t *>&record)[:sizeof(record)]
-    if len(payload) > PR_MAX_PAYLOAD:
-        raise ValueError(f"a payload of {len(payload)} bytes: at most {PR_MAX_PAYLOAD}")
-    cdef const uint8_t[::1] view = descriptors
-    pr_batch_seal(&travel, <const pr_record *>&view[0], len(records), len(payload))
-    return (<const uint8_t *>&travel)[:sizeof(travel)] + bytes(descriptors) + bytes(payload)
+    record = <pr_record *>(travel + 1)
+    memcpy(record, descriptors, count * sizeof(pr_record))
+    with nogil:
+        pr_batch_fill(travel, record, count, sources, unit, <uint8_t *>travel + head, payload)
+    return made
+
+
+cdef const uint8_t[::1] _aligned(const uint8_t[::1] data):
+    """The bytes where structs may be read in place: copied if they begin at an odd address."""
+    return data if data.shape[0] == 0 or <uintptr_t>&data[0] % 8 == 0 else bytes(data)
 
 
 cdef size_t _head_bytes(const uint8_t[::1] data) except 0:
     """Bytes of travel part and descriptors; ValueError: they are not all here."""
-    if data is None or data.shape[0] < <Py_ssize_t>sizeof(pr_travel):
+    if data.shape[0] < <Py_ssize_t>sizeof(pr_travel):
         raise ValueError("fewer bytes than the travelling part of a batch has")
     cdef uint64_t length = sizeof(pr_travel) + <uint64_t>(<const pr_travel *>&data[0]).count * sizeof(pr_record)
     if length > <uint64_t>data.shape[0]:
@@ -162,59 +181,67 @@ cdef size_t _head_bytes(const uint8_t[::1] data) except 0:
     return length
 
 
+cdef int _judge(const uint8_t *head, size_t head_at_hand, const uint8_t *payload, size_t length, uint32_t alignment,
+                const uint8_t *group) noexcept nogil:
+    """The one question of judge() and judge_parts(). `payload` NULL: it follows the head."""
+    cdef const pr_travel *travel = <const pr_travel *>head
+    cdef size_t whole
+    cdef int code
+    if head_at_hand < sizeof(pr_travel):
+        return PR_BAD_SHORT
+    whole = sizeof(pr_travel) + <size_t>travel.count * sizeof(pr_record)
+    if whole > head_at_hand:  # what is wrong with it the head tells; if nothing is, it is too short
+        return pr_batch_judge(travel, <const pr_record *>(travel + 1), head_at_hand, NULL, 0, alignment, group)
+    if payload == NULL:
+        payload, length, head_at_hand = head + whole, head_at_hand - whole, whole
+    code = pr_batch_judge(travel, <const pr_record *>(travel + 1), whole, payload, length, alignment, group)
+    if code == PR_GOOD and (length != travel.payload_length or head_at_hand != whole):
+        return PR_BAD_LENGTH
+    return code
+
+
 def judge(const uint8_t[::1] data not None, *, uint32_t alignment, group=None):
     cdef list keep = []
     cdef const uint8_t *wanted = _group(group, keep)
-    cdef size_t length = data.shape[0], head
-    cdef const pr_travel *travel
     cdef int code
     _alignment(alignment)
-    if length < sizeof(pr_travel):
-        return 1
-    travel = <const pr_travel *>&data[0]
+    data = _aligned(data)
+    if data.shape[0] == 0:
+        return PR_BAD_SHORT
     with nogil:
-        code = pr_batch_judge(travel, <const pr_record *>(travel + 1), length, NULL, 0, alignment, wanted)
-        if code == 0:
-            head = sizeof(pr_travel) + travel.count * sizeof(pr_record)
-            code = pr_batch_judge(travel, <const pr_record *>(travel + 1), head, &data[0] + head, length - head, alignment, wanted)
-            if code == 0 and length != head + travel.payload_length:
-                code = 6
+        code = _judge(&data[0], data.shape[0], NULL, 0, alignment, wanted)
     return code
 
 
 def judge_parts(const uint8_t[::1] head not None, const uint8_t[::1] payload not None, *, uint32_t alignment, group=None):
     cdef list keep = []
     cdef const uint8_t *wanted = _group(group, keep)
-    cdef size_t length = payload.shape[0]
-    cdef const uint8_t *start = &payload[0] if length else <const uint8_t *>b""
-    cdef const pr_travel *travel
+    cdef const uint8_t *start = &payload[0] if payload.shape[0] else <const uint8_t *>b""
     cdef int code
     _alignment(alignment)
-    if head.shape[0] < <Py_ssize_t>sizeof(pr_travel):
-        return 1
-    travel = <const pr_travel *>&head[0]
+    head = _aligned(head)
+    if head.shape[0] == 0:
+        return PR_BAD_SHORT
     with nogil:
-        code = pr_batch_judge(travel, <const pr_record *>(travel + 1), head.shape[0], start, length, alignment, wanted)
-        if code == 0 and (length != travel.payload_length
-                          or <uint64_t>head.shape[0] != sizeof(pr_travel) + travel.count * sizeof(pr_record)):
-            code = 6
+        code = _judge(&head[0], head.shape[0], start, payload.shape[0], alignment, wanted)
     return code
 
 
 def judge_record(const uint8_t[::1] data not None, uint64_t position, *, uint32_t alignment, group=None):
     cdef list keep = []
     cdef const uint8_t *wanted = _group(group, keep)
-    cdef size_t length = data.shape[0]
     cdef int code
     _alignment(alignment)
-    if length == 0:
-        return 1
+    data = _aligned(data)
+    if data.shape[0] == 0:
+        return PR_BAD_SHORT
     with nogil:
-        code = pr_record_judge(&data[0], length, position, alignment, wanted)
+        code = pr_record_judge(&data[0], data.shape[0], position, alignment, wanted)
     return code
 
 
 def head(const uint8_t[::1] data not None):
+    data = _aligned(data)
     _head_bytes(data)
     cdef const pr_travel *t = <const pr_travel *>&data[0]
     return Head(t.kind, (<const char *>t.group)[:16], (<const char *>t.generation)[:16], t.first_lsn, t.count, t.payload_length,
@@ -222,6 +249,7 @@ def head(const uint8_t[::1] data not None):
 
 
 def local(const uint8_t[::1] data not None):
+    data = _aligned(data)
     if data.shape[0] < <Py_ssize_t>sizeof(pr_local):
         raise ValueError("fewer bytes than a local part has")
     cdef const pr_local *l = <const pr_local *>&data[0]
@@ -229,6 +257,7 @@ def local(const uint8_t[::1] data not None):
 
 
 def records(const uint8_t[::1] data not None):
+    data = _aligned(data)
     _head_bytes(data)
     cdef const pr_travel *t = <const pr_travel *>&data[0]
     cdef const pr_record *r = <const pr_record *>(t + 1)
@@ -236,13 +265,14 @@ def records(const uint8_t[::1] data not None):
 
 
 def place(const uint8_t[::1] travelling not None, *, uint64_t position, uint64_t chain, uint64_t durable, uint64_t seed):
+    travelling = _aligned(travelling)
     cdef size_t head = _head_bytes(travelling)
     cdef const pr_travel *t = <const pr_travel *>&travelling[0]
+    if t.count > PR_MAX_RECORDS or head + t.payload_length != <uint64_t>travelling.shape[0]:
+        raise ValueError("not one whole travelling batch")
     cdef uint64_t length = pr_batch_length(t.payload_length)
     cdef bytearray record = bytearray(length)
     cdef uint8_t[::1] into = record
-    if t.count > PR_MAX_RECORDS or head + t.payload_length != <uint64_t>travelling.shape[0]:
-        raise ValueError("not one whole travelling batch")
     pr_local_seal(<pr_local *>&into[0], PR_RECORD_BATCH, 0, position, chain, durable, seed, length, 0, t.crc)
     memcpy(&into[sizeof(pr_local)], t, head)
     if t.payload_length:
@@ -265,6 +295,7 @@ def note(const uint8_t[::1] body not None, uint8_t note_type, *, uint64_t positi
 
 
 def chain(const uint8_t[::1] record not None):
+    record = _aligned(record)
     if record.shape[0] < <Py_ssize_t>sizeof(pr_local):
         raise ValueError("fewer bytes than a local part has")
     return pr_chain(<const pr_local *>&record[0])

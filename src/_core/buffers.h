@@ -4,7 +4,7 @@
 
 #include <stddef.h>
 
-void *pr_buffer_take(size_t length);                        /* aligned to PR_BLOCK; contents arbitrary; NULL: no memory */
+void *pr_buffer_take(size_t length);                        /* aligned to PR_BLOCK; arbitrary contents; or NULL */
 void pr_buffer_give(void *buffer, size_t length);           /* length as it was taken; NULL is harmless */
 
 #endif

@@ -1,6 +1,7 @@
 /* What all devices have in common: checks, counters, and when a flush is needed.
  *
- * Decides: which lists are refused before they reach a disk; when a device has failed. Must not know files, rings or Python.
+ * Decides: which lists are refused before they reach a disk; when a device has failed. Must not know files, rings or
+ * Python.
  */
 #include "device.h"
 #include "layout.h"
@@ -35,7 +36,8 @@ static int check(const pr_device *device, const pr_io *io)
 }
 
 /* Nothing is done: the ios that are to blame get `code`, the others say that they were called off. */
-static int refuse(pr_device *device, pr_io *ios, uint32_t count, int code, int (*blame)(const pr_device *, const pr_io *))
+static int refuse(pr_device *device, pr_io *ios, uint32_t count, int code, int (*blame)(const pr_device *,
+                                                                                        const pr_io *))
 {
     for (uint32_t i = 0; i < count; i++)
         ios[i].result = !blame || blame(device, &ios[i]) ? code : -ECANCELED;
@@ -97,7 +99,8 @@ int pr_device_flush(pr_device *device)
         mark_failed(device, code);
         return code;
     }
-    failed = atomic_load(&device->failed);      /* another's flush failed meanwhile: ours may have succeeded over lost data */
+    /* another's flush failed meanwhile: ours may have succeeded over lost data */
+    failed = atomic_load(&device->failed);
     if (failed)
         return failed;
     while (flushed < begun && !atomic_compare_exchange_weak(&device->flushed, &flushed, begun))
@@ -117,6 +120,7 @@ int pr_device_write(pr_device *device, uint64_t offset, const void *buffer, uint
 {
     if (!length)
         return 0;
-    pr_io io = { .op = PR_WRITE_OUT, .flags = (uint8_t)flags, .offset = offset, .length = length, .buffer = (void *)buffer };
+    pr_io io = { .op = PR_WRITE_OUT, .flags = (uint8_t)flags, .offset = offset, .length = length,
+                .buffer = (void *)buffer };
     return pr_device_perform(device, &io, 1);
 }

@@ -1,14 +1,15 @@
-/* The device seam: the only way to a disk. A real device is an O_DIRECT file or block device (device_file.c, with io_uring or
- * threads behind it); tests put their own behind the same table. Calls block and are made without the GIL.
+/* The device seam: the only way to a disk. A real device is an O_DIRECT file or block device (device_file.c, with
+ * io_uring or threads behind it); tests put their own behind the same table. Calls block and are made without the GIL.
  *
  *   1  perform() carries out all I/Os of a list at full queue depth, in any order, and returns when all are complete.
  *      Short transfers and EINTR are finished inside. The first error is returned as -errno; every io has its result.
- *   2  A completed write survives the process; it survives power loss after a flush that began when it was complete, or if
- *      PR_FUA was set on it.
+ *   2  A completed write survives the process; it survives power loss after a flush that began when it was complete,
+ *      or if PR_FUA was set on it.
  *   3  After a failed flush the device is failed for good: data may be gone although the next flush would succeed.
- *   4  Offsets and lengths are multiples of the sector size, memory is aligned to it (PR_BLOCK always is). Callers see to
- *      it; pr_device_perform checks, and refuses the whole list if one I/O is wrong (the others then say -ECANCELED).
- *   5  A device that was just opened counts as written: a process before this one may have left writes that no flush covers.
+ *   4  Offsets and lengths are multiples of the sector size, memory is aligned to it (PR_BLOCK always is). Callers
+ *      see to it; pr_device_perform checks, and refuses the whole list if one I/O is wrong (the others: -ECANCELED).
+ *   5  A device that was just opened counts as written: a process before this one may have left writes that no flush
+ *      covers.
  */
 #ifndef PYREPL_DEVICE_H
 #define PYREPL_DEVICE_H

@@ -1,6 +1,8 @@
-"""Devices: the types of device.h for Python, errors that name the device, and devices written in Python for simulations.
+"""Devices: the types of device.h for Python, errors that name the device, and devices written in Python for
+simulations.
 
-Decides: what misuse is (ValueError) and what a disk's failure is (OSError), and how unaligned Python memory gets to the disk.
+Decides: what misuse is (ValueError) and what a disk's failure is (OSError), and how unaligned Python memory gets to
+the disk.
 The work is in device.c, device_file.c, device_uring.c and device_threads.c.
 """
 import errno as errno_names
@@ -78,7 +80,8 @@ cdef extern from * nogil:
 
 cdef extern from "device_file.h" nogil:
     enum:
-        PR_ENGINE_AUTO, PR_ENGINE_URING, PR_ENGINE_THREADS, PR_FILE_WRITABLE, PR_FILE_EXCLUSIVE, PR_FILE_DIRECT, PR_MAX_DEPTH
+        PR_ENGINE_AUTO, PR_ENGINE_URING, PR_ENGINE_THREADS, PR_FILE_WRITABLE, PR_FILE_EXCLUSIVE, PR_FILE_DIRECT
+        PR_MAX_DEPTH
     int pr_file_open(pr_device *device, const char *path, int flags, int engine, uint32_t depth, const char **why)
     void pr_file_close(pr_device *device)
     void pr_file_free(pr_device *device)
@@ -110,7 +113,8 @@ cdef int raise_device(Device device, int code) except -1:
     raise OSError(-code, os.strerror(-code), device.name) from cause
 
 
-cdef int perform_range(pr_device *ptr, int op, int flags, uint64_t offset, uint8_t *memory, uint64_t length) noexcept nogil:
+cdef int perform_range(pr_device *ptr, int op, int flags, uint64_t offset, uint8_t *memory,
+                       uint64_t length) noexcept nogil:
     """A range to or from aligned memory as lists of pieces."""
     cdef pr_io ios[PIECES]
     cdef uint64_t done = 0
@@ -180,7 +184,8 @@ cdef int clear(Device device, int op, offset, length) except -1:
 
 cdef class Device:
     """A disk; see device.pyi."""
-    # From device.pxd: ptr, name. The structure lives as long as the object, so who uses `ptr` during close() meets ESHUTDOWN,
+    # From device.pxd: ptr, name. The structure lives as long as the object, so who uses `ptr` during close() meets
+    # ESHUTDOWN,
     # not freed memory.
 
     def __cinit__(self, *args, **kwargs):
@@ -273,20 +278,22 @@ cdef class Device:
         cdef Py_buffer *views
         cdef pr_io *list
         cdef uint32_t n = len(ios), held = 0, i
-        cdef int code
+        cdef int code, wish
         views = <Py_buffer *>calloc(n + 1, sizeof(Py_buffer))
         list = <pr_io *>calloc(n + 1, sizeof(pr_io))
         try:
             if views == NULL or list == NULL:
                 raise MemoryError()
             for i, (kind, offset, memory, fua) in enumerate(ios):
-                list[i].op = {"read": PR_READ, "write": PR_WRITE_OUT, "zero": PR_ZERO_OUT, "discard": PR_DISCARD_OUT}[kind]
+                list[i].op = {"read": PR_READ, "write": PR_WRITE_OUT, "zero": PR_ZERO_OUT,
+                              "discard": PR_DISCARD_OUT}[kind]
                 list[i].flags = PR_FUA if fua else 0
                 list[i].offset = offset
                 if list[i].op == PR_ZERO_OUT or list[i].op == PR_DISCARD_OUT:
                     list[i].length = memory
                     continue
-                PyObject_GetBuffer(memory, &views[held], PyBUF_C_CONTIGUOUS | (PyBUF_WRITABLE if list[i].op == PR_READ else 0))
+                wish = PyBUF_WRITABLE if list[i].op == PR_READ else 0
+                PyObject_GetBuffer(memory, &views[held], PyBUF_C_CONTIGUOUS | wish)
                 list[i].length = views[held].len
                 list[i].buffer = views[held].buf
                 held += 1
@@ -341,7 +348,8 @@ cdef class FileDevice(Device):
         if b"\0" in encoded:
             raise ValueError(f"a path cannot hold a null byte: {self.name!r}")
         file = encoded
-        flags = (PR_FILE_WRITABLE if writable else 0) | (PR_FILE_EXCLUSIVE if exclusive else 0) | (PR_FILE_DIRECT if direct else 0)
+        flags = (PR_FILE_WRITABLE if writable else 0) | (PR_FILE_EXCLUSIVE if exclusive else 0)
+        flags |= PR_FILE_DIRECT if direct else 0
         number, deep = engines[engine], depth
         with nogil:
             code = pr_file_open(self.ptr, file, flags, number, deep, &why)
@@ -439,7 +447,8 @@ cdef class PythonDevice(Device):
             return bytes(io.length)
         if not io.parts:
             return PyBytes_FromStringAndSize(<char *>io.buffer, io.length)
-        return b"".join([PyBytes_FromStringAndSize(<char *>io.vector[i].iov_base, io.vector[i].iov_len) for i in range(io.parts)])
+        return b"".join([PyBytes_FromStringAndSize(<char *>io.vector[i].iov_base,
+                                                   io.vector[i].iov_len) for i in range(io.parts)])
 
     cdef int write_some(self, pr_io *ios, uint32_t count, uint32_t *done) except -1:
         """The run of writes that begins here, as one call. *done counts them whether or not it raises."""

@@ -1,6 +1,7 @@
 /* Files and block devices, O_DIRECT.
  *
- * Decides: how a device is opened, locked and measured; what zero, discard and flush are on it; which engine takes a list.
+ * Decides: how a device is opened, locked and measured; what zero, discard and flush are on it; which engine takes a
+ * list.
  * Must not know Python, journals or what the bytes mean.
  */
 #define _GNU_SOURCE
@@ -27,7 +28,8 @@
 
 #define PARTS 64                        /* iovecs of one plain system call */
 #define LONGEST (1u << 30)              /* bytes of one system call; the kernel's own limit is just below 2 GiB */
-#define ZEROS (1u << 20)                /* bytes of zeros that are written at a time where the kernel cannot zero by itself */
+/* bytes of zeros that are written at a time where the kernel cannot zero by itself */
+#define ZEROS (1u << 20)
 
 struct file {
     int fd, engine;
@@ -41,7 +43,7 @@ struct file {
     int flush_error;
 };
 
-/* ---- opening ---------------------------------------------------------------------------------------------------------- */
+/* ---- opening --------------------------------------------------------------------------------------------------- */
 
 /* struct statx as far as we need it: headers of old build images lack the two fields on direct I/O. */
 struct statx_head {
@@ -53,7 +55,8 @@ struct statx_head {
 _Static_assert(offsetof(struct statx_head, dio_mem_align) == 152 && sizeof(struct statx_head) == 256, "statx");
 #define WANT_DIOALIGN 0x2000u
 
-/* What direct I/O on this file must be aligned to: 512, or 4096 where the file system says more; 0: more than we can do. */
+/* What direct I/O on this file must be aligned to: 512, or 4096 where the file system says more; 0: more than we can
+ * do. */
 static uint32_t file_sector(int fd)
 {
     struct statx_head answer;
@@ -105,7 +108,8 @@ static int open_locked(struct file *file, const char *path, int flags, const cha
         mode |= O_DIRECT;
     if (stat(path, &st))
         return -errno;
-    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) {    /* before it is opened: opening a device node may do things */
+    /* before it is opened: opening a device node may do things */
+    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) {
         *why = "neither a regular file nor a block device";
         return -EINVAL;
     }
@@ -167,7 +171,7 @@ int pr_file_open(pr_device *device, const char *path, int flags, int engine, uin
     return 0;
 }
 
-/* ---- coming and going ------------------------------------------------------------------------------------------------- */
+/* ---- coming and going ------------------------------------------------------------------------------------------ */
 
 static bool enter(struct file *file)
 {
@@ -211,7 +215,7 @@ void pr_file_free(pr_device *device)
 
 int pr_file_engine(const pr_device *device) { return ((const struct file *)device->self)->engine; }
 
-/* ---- one I/O ---------------------------------------------------------------------------------------------------------- */
+/* ---- one I/O --------------------------------------------------------------------------------------------------- */
 
 /* The iovecs of `io` from byte `done` on, at most PARTS; the caller's vector stays as it is. */
 static int parts_from(const pr_io *io, uint64_t done, struct iovec *parts)
@@ -242,7 +246,8 @@ static int transfer(int fd, const pr_io *io, uint64_t done)
     while (done < io->length) {
         int n = parts_from(io, done, parts);
         ssize_t moved = io->op == PR_READ ? preadv(fd, parts, n, (off_t)(io->offset + done))
-                                          : pwritev2(fd, parts, n, (off_t)(io->offset + done), io->flags & PR_FUA ? RWF_DSYNC : 0);
+                                          : pwritev2(fd, parts, n, (off_t)(io->offset + done),
+                                                     io->flags & PR_FUA ? RWF_DSYNC : 0);
         if (moved < 0 && errno == EINTR)
             continue;
         if (moved < 0)
@@ -263,7 +268,8 @@ static int write_zeros(int fd, const pr_io *io)
     int code = 0;
     for (uint64_t done = 0; done < io->length && !code; done += ZEROS) {
         uint64_t rest = io->length - done;
-        pr_io piece = { .op = PR_WRITE_OUT, .offset = io->offset + done, .length = rest < ZEROS ? rest : ZEROS, .buffer = zeros };
+        pr_io piece = { .op = PR_WRITE_OUT, .offset = io->offset + done, .length = rest < ZEROS ? rest : ZEROS,
+                       .buffer = zeros };
         code = transfer(fd, &piece, 0);
     }
     pr_buffer_give(zeros, ZEROS);
@@ -300,7 +306,7 @@ int pr_file_one(int fd, bool block, pr_io *io, uint64_t done)
     return io->result;
 }
 
-/* ---- the seam --------------------------------------------------------------------------------------------------------- */
+/* ---- the seam -------------------------------------------------------------------------------------------------- */
 
 static void perform_list(struct file *file, pr_io *ios, uint32_t count)
 {

@@ -1,4 +1,5 @@
-/* A file or block device behind the seam, and the engines that carry out its lists. Only device*.c and device.pyx use this. */
+/* A file or block device behind the seam, and the engines that carry out its lists. Only device*.c and device.pyx use
+ * this. */
 #ifndef PYREPL_DEVICE_FILE_H
 #define PYREPL_DEVICE_FILE_H
 

@@ -1,6 +1,7 @@
 /* Lists by threads, where io_uring is not to be had.
  *
- * Decides: how many threads there are (made as needed, kept) and how they share a list. Must not know devices, only descriptors.
+ * Decides: how many threads there are (made as needed, kept) and how they share a list. Must not know devices, only
+ * descriptors.
  */
 #define _GNU_SOURCE
 #include "device_file.h"
@@ -85,7 +86,8 @@ static void *help(void *nothing)
     return NULL;
 }
 
-/* One more thread, with all signals blocked: they are the main thread's. That none can be made is no error, only slow. */
+/* One more thread, with all signals blocked: they are the main thread's. That none can be made is no error, only
+ * slow. */
 static void add_thread(void)
 {
     pthread_attr_t attr;

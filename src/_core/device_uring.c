@@ -1,8 +1,8 @@
 /* Lists by io_uring.
  *
- * Decides: how many rings there are and who has one; how deep a list goes; what becomes of a short transfer. A ring is not
- * bound to a file, so the process has one free list of them: a thousand devices need no thousand rings.
- * Must not know devices, only descriptors.
+ * Decides: how many rings there are and who has one; how deep a list goes; what becomes of a short transfer. A ring
+ * is not bound to a file, so the process has one free list of them: a thousand devices need no thousand rings. Must
+ * not know devices, only descriptors.
  */
 #define _GNU_SOURCE
 #include "device_file.h"
@@ -41,7 +41,7 @@ static struct {
     uint32_t made;
 } rings = { .lock = PTHREAD_MUTEX_INITIALIZER, .given = PTHREAD_COND_INITIALIZER };
 
-/* ---- making a ring ------------------------------------------------------------------------------------------------------ */
+/* ---- making a ring --------------------------------------------------------------------------------------------- */
 
 static void ring_free(struct ring *ring)
 {
@@ -60,11 +60,13 @@ static int ring_map(struct ring *ring, const struct uring_params *params)
     size_t cq = params->cq.cqes + params->cq_entries * sizeof(struct uring_cqe);
     ring->memory_length = sq > cq ? sq : cq;
     ring->sqes_length = params->sq_entries * sizeof(struct uring_sqe);
-    void *memory = mmap(NULL, ring->memory_length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring->fd, URING_OFF_RINGS);
+    void *memory = mmap(NULL, ring->memory_length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring->fd,
+                        URING_OFF_RINGS);
     if (memory == MAP_FAILED)
         return -errno;
     ring->memory = memory;
-    void *sqes = mmap(NULL, ring->sqes_length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring->fd, URING_OFF_SQES);
+    void *sqes = mmap(NULL, ring->sqes_length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring->fd,
+                      URING_OFF_SQES);
     if (sqes == MAP_FAILED)
         return -errno;
     ring->sqes = sqes;
@@ -114,7 +116,7 @@ static struct ring *ring_new(uint32_t entries, int *code, const char **step)
     return ring;
 }
 
-/* ---- having one --------------------------------------------------------------------------------------------------------- */
+/* ---- having one ------------------------------------------------------------------------------------------------ */
 
 static void forget(void)                /* in a child: the rings are the parent's */
 {
@@ -182,7 +184,7 @@ static void ring_give(struct ring *ring)
     pthread_mutex_unlock(&rings.lock);
 }
 
-/* ---- a list ------------------------------------------------------------------------------------------------------------- */
+/* ---- a list ---------------------------------------------------------------------------------------------------- */
 
 static bool is_transfer(const pr_io *io) { return io->op == PR_READ || io->op == PR_WRITE_OUT; }
 
@@ -258,8 +260,8 @@ int pr_uring_perform(int fd, bool block, pr_io *ios, uint32_t count, uint32_t de
         atomic_store_explicit(ring->sq_tail, tail, memory_order_release);
         if (!flying)
             break;
-        /* While more is to come the queue is filled up as soon as one is done (waiting for several cost a tenth of the speed on
-         * a disk that is bound by latency); at the end all are awaited. */
+        /* While more is to come the queue is filled up as soon as one is done (waiting for several cost a tenth of
+         * the speed on a disk that is bound by latency); at the end all are awaited. */
         uint32_t wait = next < count ? 1 : flying;
         long taken = uring_enter(ring->fd, queued, wait, URING_ENTER_GETEVENTS);
         if (taken >= 0) {

@@ -3,7 +3,9 @@
 Decides nothing: layout.h does. Must not know what a field means.
 """
 from libc.stddef cimport size_t
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
+
+import struct
 
 from pyrepl._core.crc32c import crc32c
 
@@ -201,79 +203,100 @@ FRAME_SIZE = _SIZES["frame"]
 MAP_ENTRY_SIZE = _SIZES["map_entry"]
 _MAGICS = {"superblock": b"PYREPLSB", "checkpoint": b"PYREPLCK", "frame": FRAME_MAGIC}
 _VERSIONS = {"superblock": DISK_VERSION, "checkpoint": DISK_VERSION, "frame": WIRE_VERSION}
+_LETTERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
 def fields(struct_name):
+    if struct_name not in _FIELDS:
+        raise ValueError(f"no struct {struct_name!r}: there are {', '.join(_FIELDS)}")
     return [(name, offset, size) for name, offset, size, _ in _FIELDS[struct_name]]
 
 
-def _pack(struct_name, values):
-    data = bytearray(_SIZES[struct_name])
+def _format(size, item):
+    """The letters of one field for the module struct: a number, bytes, or a tuple of numbers."""
+    if size == item:
+        return _LETTERS[item]
+    return f"{size}s" if item == 1 else f"{size // item}{_LETTERS[item]}"
+
+
+_PACKERS = {name: struct.Struct("<" + "".join(_format(size, item) for _, _, size, item in _FIELDS[name])) for name in _MAGICS}
+_NAMES = {name: [field for field, *_ in _FIELDS[name]] for name in _MAGICS}
+_TUPLES = {name: {field: size // item for field, _, size, item in _FIELDS[name] if size > item > 1} for name in _MAGICS}
+_BYTES = {name: {field: size for field, _, size, item in _FIELDS[name] if size > item == 1} for name in _MAGICS}
+_SUMS = {name: _SIZES[name] - 4 for name in _MAGICS}  # the checksum is the last field of each
+
+
+cdef bytes pack(str struct_name, dict values):
     values = {"magic": _MAGICS[struct_name], "version": _VERSIONS[struct_name], **values}
-    for name, offset, size, item in _FIELDS[struct_name]:
-        if name in ("crc", "reserved"):
-            continue
-        value = values.pop(name, 0)
-        if isinstance(value, tuple):
-            packed = b"".join(one.to_bytes(item, "little") for one in value)
-        elif isinstance(value, int):
-            packed = value.to_bytes(size, "little")
+    cdef dict tuples = _TUPLES[struct_name], lengths = _BYTES[struct_name]
+    flat = []
+    for name in _NAMES[struct_name]:
+        if name in lengths:
+            value = bytes(memoryview(values.pop(name, b""))) if name != "reserved" else b""
+            if len(value) > lengths[name]:
+                raise ValueError(f"{struct_name}.{name} has {lengths[name]} bytes, not {len(value)}")
+            flat.append(value)
+        elif name in tuples:
+            several = tuple(values.pop(name, (0,) * tuples[name]))
+            if len(several) != tuples[name]:
+                raise ValueError(f"{struct_name}.{name} has {tuples[name]} numbers, not {len(several)}")
+            flat += several
         else:
-            packed = bytes(value) if item == 1 else b""
-        if len(packed) > size or (item != 1 and len(packed) != size):
-            raise ValueError(f"{struct_name}.{name} has {size} bytes, not {len(packed)}")
-        data[offset:offset + len(packed)] = packed
+            flat.append(values.pop(name, 0) if name != "crc" else 0)
     if values:
-        raise ValueError(f"{struct_name} has no field {sorted(values)[0]!r}")
-    data[-4:] = crc32c(bytes(data[:-4])).to_bytes(4, "little")
-    return bytes(data)
+        raise ValueError(f"{struct_name} has no field {sorted(values)[0]!r} that can be given")
+    try:
+        data = _PACKERS[struct_name].pack(*flat)
+    except struct.error as error:
+        raise ValueError(f"{struct_name}: a number that its field has no room for: {error}") from None
+    data = data[:_SUMS[struct_name]]
+    return data + crc32c(data).to_bytes(4, "little")
 
 
-def _unpack(struct_name, data):
-    data = bytes(data)
+cdef dict unpack(str struct_name, object data):
+    data = bytes(memoryview(data))
     if len(data) != _SIZES[struct_name]:
         raise ValueError(f"a {struct_name} has {_SIZES[struct_name]} bytes, not {len(data)}")
-    values = {}
-    for name, offset, size, item in _FIELDS[struct_name]:
-        raw = data[offset:offset + size]
-        if name == "reserved":
-            reserved = raw
-        elif size == item:
-            values[name] = int.from_bytes(raw, "little")
-        elif item == 1:
-            values[name] = raw
+    flat = _PACKERS[struct_name].unpack(data)
+    cdef dict tuples = _TUPLES[struct_name], values = {}
+    cdef Py_ssize_t at = 0
+    for name in _NAMES[struct_name]:
+        if name in tuples:
+            values[name] = flat[at:at + tuples[name]]
+            at += tuples[name]
         else:
-            values[name] = tuple(int.from_bytes(raw[i:i + item], "little") for i in range(0, size, item))
+            values[name] = flat[at]
+            at += 1
     if values["magic"] != _MAGICS[struct_name]:
         raise ValueError(f"no {struct_name}: the magic is wrong")
-    if values.pop("crc") != crc32c(data[:-4]):
-        raise ValueError(f"the checksum of the {struct_name} is wrong")
     if values["version"] != _VERSIONS[struct_name]:
         raise ValueError(f"version {values['version']} of the {struct_name} cannot be read: this is version {_VERSIONS[struct_name]}")
-    if struct_name != "frame" and any(reserved):
+    if values.pop("crc") != crc32c(data[:_SUMS[struct_name]]):
+        raise ValueError(f"the checksum of the {struct_name} is wrong")
+    if any(values.pop("reserved", b"")):
         raise ValueError(f"reserved bytes of the {struct_name} are not zero")
     return values
 
 
 def pack_superblock(**values):
-    return _pack("superblock", values)
+    return pack("superblock", values)
 
 
 def unpack_superblock(data):
-    return _unpack("superblock", data)
+    return unpack("superblock", data)
 
 
 def pack_checkpoint(**values):
-    return _pack("checkpoint", values)
+    return pack("checkpoint", values)
 
 
 def unpack_checkpoint(data):
-    return _unpack("checkpoint", data)
+    return unpack("checkpoint", data)
 
 
 def pack_frame(**values):
-    return _pack("frame", values)
+    return pack("frame", values)
 
 
 def unpack_frame(data):
-    return _unpack("frame", data)
+    return unpack("frame", data)

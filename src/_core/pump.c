@@ -1,6 +1,7 @@
 /* Bulk work over regions.
  *
- * Decides: how copied regions are cut into records, what of a batch counts as touched or covered, what the digest of a store is.
+ * Decides: how copied regions are cut into records, what of a batch counts as touched or covered, what the digest of
+ * a store is.
  * Must not know links, divergence or who asks.
  */
 #include "pump.h"
@@ -13,7 +14,7 @@
 #define CHUNK PR_MAX_PAYLOAD            /* bytes of a store or device that are looked at in one go */
 #define PIECE (256u << 10)              /* one I/O of it */
 
-/* ---- copied regions ----------------------------------------------------------------------------------------------------- */
+/* ---- copied regions -------------------------------------------------------------------------------------------- */
 
 static bool all_zero(const uint8_t *data, uint64_t length)
 {
@@ -38,9 +39,11 @@ static void close_record(struct packing *packing, const struct pr_record *open)
         record->crc = pr_crc32c(0, packing->payload + open->payload, open->length);
 }
 
-/* One run of bytes, read to `from`, into records; what is not zero moves up to where the payload ends. `later`: records that
- * the runs after this one need at least. A record of zeros is begun only if there is room for what has to follow it. */
-static void pack_run(struct packing *packing, uint64_t offset, uint64_t length, uint64_t region_size, const uint8_t *from,
+/* One run of bytes, read to `from`, into records; what is not zero moves up to where the payload ends. `later`:
+ * records that the runs after this one need at least. A record of zeros is begun only if there is room for what has
+ * to follow it. */
+static void pack_run(struct packing *packing, uint64_t offset, uint64_t length, uint64_t region_size,
+                     const uint8_t *from,
                      uint32_t later)
 {
     pr_copied *copied = packing->copied;
@@ -99,7 +102,8 @@ static int cut_runs(pr_stores *stores, uint32_t id, const pr_run *runs, uint32_t
     return 0;
 }
 
-int pr_pump_copied(pr_window *window, pr_stores *stores, uint32_t id, const pr_run *runs, uint32_t run_count, uint8_t *payload,
+int pr_pump_copied(pr_window *window, pr_stores *stores, uint32_t id, const pr_run *runs, uint32_t run_count,
+                   uint8_t *payload,
                    pr_copied *copied, pr_device **bad)
 {
     pr_run bytes[PR_VIEW_RUNS];
@@ -134,7 +138,7 @@ int pr_pump_copied(pr_window *window, pr_stores *stores, uint32_t id, const pr_r
     return 0;
 }
 
-/* ---- events and region maps --------------------------------------------------------------------------------------------- */
+/* ---- events and region maps ------------------------------------------------------------------------------------ */
 
 static bool is_event(const struct pr_record *record, uint32_t store)
 {
@@ -190,11 +194,12 @@ void pr_pump_leave(const struct pr_travel *travel, const struct pr_record *recor
     clear_covered(map, begin, end, region_size, store_size);
 }
 
-/* ---- the digest ---------------------------------------------------------------------------------------------------------
- * Four lanes of 64 bits take every fourth word. Each lane has two states with different multipliers; every step is a bijection
- * of either state for a given word and of the word for a given state, so a single changed word always changes both, and two
- * changes cancel in both only by a chance of 2^-128. At the end each half takes in all lanes, the length, and is avalanched.
- * It finds what went wrong by itself; it is not made against somebody who wants a collision. Multipliers: those of XXH64. */
+/* ---- the digest ---------------------------------------------------------------------------------------------------
+ * Four lanes of 64 bits take every fourth word. Each lane has two states with different multipliers; every step is a
+ * bijection of either state for a given word and of the word for a given state, so a single changed word always
+ * changes both, and two changes cancel in both only by a chance of 2^-128. At the end each half takes in all lanes,
+ * the length, and is avalanched. It finds what went wrong by itself; it is not made against somebody who wants a
+ * collision. Multipliers: those of XXH64. */
 
 #define P1 0x9E3779B185EBCA87ull
 #define P2 0xC2B2AE3D27D4EB4Full
@@ -261,7 +266,8 @@ void pr_hash_end(const pr_hash *hash, uint8_t digest[16])
     memcpy(digest + 8, &high, 8);
 }
 
-int pr_pump_hash(pr_window *window, pr_stores *stores, uint32_t id, uint64_t length, uint8_t digest[16], pr_device **bad)
+int pr_pump_hash(pr_window *window, pr_stores *stores, uint32_t id, uint64_t length, uint8_t digest[16],
+                 pr_device **bad)
 {
     pr_hash hash;
     int code = 0;
@@ -282,7 +288,7 @@ int pr_pump_hash(pr_window *window, pr_stores *stores, uint32_t id, uint64_t len
     return code;
 }
 
-/* ---- two devices -------------------------------------------------------------------------------------------------------- */
+/* ---- two devices ----------------------------------------------------------------------------------------------- */
 
 static int read_chunk(pr_device *device, uint64_t offset, uint8_t *memory, uint64_t length)
 {

@@ -29,9 +29,10 @@ cdef extern from "pump.h" nogil:
         uint64_t item
         uint32_t count
         uint32_t payload_length
-    int pr_pump_copied(pr_window *window, pr_stores *stores, uint32_t id, const pr_run *runs, uint32_t run_count, uint8_t *payload,
-                       pr_copied *copied, pr_device **bad)
-    int pr_pump_hash(pr_window *window, pr_stores *stores, uint32_t id, uint64_t length, uint8_t *digest, pr_device **bad)
+    int pr_pump_copied(pr_window *window, pr_stores *stores, uint32_t id, const pr_run *runs, uint32_t run_count,
+                       uint8_t *payload, pr_copied *copied, pr_device **bad)
+    int pr_pump_hash(pr_window *window, pr_stores *stores, uint32_t id, uint64_t length, uint8_t *digest,
+                     pr_device **bad)
     int pr_pump_equal(pr_device *a, pr_device *b, uint64_t length, uint64_t *difference, pr_device **bad)
 
 cdef extern from * nogil:
@@ -45,7 +46,8 @@ cdef extern from * nogil:
             return -EINVAL;
         return pr_pump_enter(entry->travel, entry->records, store, map, region_size);
     }
-    static int pr_entry_leave(const pr_entry *entry, uint32_t store, pr_regions *map, uint64_t region_size, uint64_t store_size)
+    static int pr_entry_leave(const pr_entry *entry, uint32_t store, pr_regions *map, uint64_t region_size,
+                               uint64_t store_size)
     {
         if (!entry->travel || entry->travel->kind != PR_BATCH_EVENTS)
             return -EINVAL;
@@ -55,12 +57,14 @@ cdef extern from * nogil:
     static const char *pr_copied_head(const pr_copied *copied) { return (const char *)&copied->travel; }
     static size_t pr_copied_head_length(const pr_copied *copied)
     {
-        _Static_assert(offsetof(pr_copied, records) == offsetof(pr_copied, travel) + sizeof(struct pr_travel), "one head");
+        _Static_assert(offsetof(pr_copied, records) == offsetof(pr_copied, travel) + sizeof(struct pr_travel),
+                       "one head");
         return sizeof copied->travel + copied->count * sizeof(struct pr_record);
     }
     """
     int pr_entry_enter(const pr_entry *entry, uint32_t store, pr_regions *map, uint64_t region_size)
-    int pr_entry_leave(const pr_entry *entry, uint32_t store, pr_regions *map, uint64_t region_size, uint64_t store_size)
+    int pr_entry_leave(const pr_entry *entry, uint32_t store, pr_regions *map, uint64_t region_size,
+                       uint64_t store_size)
     const char *pr_copied_head(const pr_copied *copied)
     size_t pr_copied_head_length(const pr_copied *copied)
 
@@ -90,7 +94,8 @@ cdef int take_uuid(uint8_t *into, value, name) except -1:
     return 0
 
 
-def copied_batch(Window window not None, Stores stores not None, uint32_t store, runs, *, group, generation, uint64_t lsn,
+def copied_batch(Window window not None, Stores stores not None, uint32_t store, runs, *, group, generation,
+                 uint64_t lsn,
                  uint64_t item):
     cdef pr_run list[128]       # PR_VIEW_RUNS
     cdef pr_copied copied

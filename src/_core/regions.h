@@ -1,10 +1,12 @@
 /* RegionMap: one bit per region, with a summary above so that sparse maps are walked quickly.
- * Positions and lengths are in regions. A map has one owner at a time; it takes no lock. */
+ * Positions and lengths are in regions. A map has one owner at a time; it takes no lock. Must not know what a mark means. */
 #ifndef PYREPL_REGIONS_H
 #define PYREPL_REGIONS_H
 
 #include <stddef.h>
 #include <stdint.h>
+
+#define PR_MAX_REGIONS (1ull << 40)     /* of one map */
 
 typedef struct pr_regions pr_regions;
 
@@ -20,10 +22,19 @@ uint64_t pr_regions_count(const pr_regions *map);           /* marked regions */
 int pr_regions_any(const pr_regions *map);
 /* The next run of marked regions at or after `from`; its length (0: none left), its start in *first. At most `most`. */
 uint64_t pr_regions_next(const pr_regions *map, uint64_t from, uint64_t most, uint64_t *first);
+int pr_regions_equal(const pr_regions *a, const pr_regions *b);        /* in size too */
+/* Marks n ranges: pairs of uint64 (first, count) at any address. Returns the number of the first pair that is outside, and marks
+ * nothing then; n: all are marked. */
+uint64_t pr_regions_mark_pairs(pr_regions *map, const uint8_t *pairs, uint64_t n);
 void pr_regions_union(pr_regions *into, const pr_regions *other);      /* sizes may differ: the common part */
 void pr_regions_subtract(pr_regions *from, const pr_regions *other);
 /* into[first, first + n) = other[first, first + n), where other ends it counts as clear */
 void pr_regions_copy_range(pr_regions *into, const pr_regions *other, uint64_t first, uint64_t n);
+
+/* The map as bytes; the layout stands at the top of regions.c. `into` NULL: only counts. Returns the bytes. */
+uint64_t pr_regions_encode(const pr_regions *map, uint8_t *into);
+/* 0; -EINVAL: malformed; -ENOMEM. */
+int pr_regions_decode(const uint8_t *from, uint64_t length, pr_regions **map);
 
 /* The bits: bit i of word i / 64. Valid until the map is resized. */
 const uint64_t *pr_regions_words(const pr_regions *map);

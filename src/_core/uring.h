@@ -37,8 +37,10 @@ struct uring_cqe {                      /* its completion */
     uint32_t flags;
 };
 
-struct uring_sq_offsets { uint32_t head, tail, ring_mask, ring_entries, flags, dropped, array, reserved; uint64_t user_addr; };
-struct uring_cq_offsets { uint32_t head, tail, ring_mask, ring_entries, overflow, cqes, flags, reserved; uint64_t user_addr; };
+struct uring_sq_offsets { uint32_t head, tail, ring_mask, ring_entries, flags, dropped, array,
+                         reserved; uint64_t user_addr; };
+struct uring_cq_offsets { uint32_t head, tail, ring_mask, ring_entries, overflow, cqes, flags,
+                         reserved; uint64_t user_addr; };
 
 struct uring_params {
     uint32_t sq_entries, cq_entries, flags, sq_thread_cpu, sq_thread_idle, features, wq_fd, reserved[3];
@@ -46,7 +48,8 @@ struct uring_params {
     struct uring_cq_offsets cq;
 };
 
-_Static_assert(sizeof(struct uring_sqe) == 64 && sizeof(struct uring_cqe) == 16 && sizeof(struct uring_params) == 120, "ABI");
+_Static_assert(sizeof(struct uring_sqe) == 64 && sizeof(struct uring_cqe) == 16, "ABI");
+_Static_assert(sizeof(struct uring_params) == 120, "ABI");
 
 static inline long uring_setup(uint32_t entries, struct uring_params *params)
 {

@@ -2,9 +2,10 @@
  *
  * Decides: the order of those looks, and when a read is begun again. Must not know who writes, applies or moves.
  *
- *   read_overlay   the window is looked into before the device is read: an event that is applied in between was in the window.
- *   read_recheck,  what the map said counts only if the counters of these regions are the same after the device was read; the
- *   read_version   source alone is not enough, it may have gone away and come back.
+ *   read_overlay   the window is looked into before the device is read: an event that is applied in between was in
+ *                  the window.
+ *   read_recheck,  what the map said counts only if the counters of these regions are the same after the device was
+ *   read_version   read; the source alone is not enough, it may have gone away and come back.
  *
  * An error of a device counts only then, too: the region may have been moved away from it.
  */
@@ -102,7 +103,8 @@ static int look(struct reading *reading, const pr_run *run, uint32_t block, uint
     for (uint64_t done = 0, covered; done < run->length; done += covered) {
         pr_extent extents[EXTENTS];
         uint64_t ignored, at = done;
-        int count = pr_stores_resolve(reading->stores, reading->id, run->offset + done, run->length - done, extents, EXTENTS,
+        int count = pr_stores_resolve(reading->stores, reading->id, run->offset + done, run->length - done, extents,
+                                      EXTENTS,
                                       &covered, &ignored);
         if (count < 0)
             return count;
@@ -114,7 +116,8 @@ static int look(struct reading *reading, const pr_run *run, uint32_t block, uint
     return 0;
 }
 
-int pr_view_read_runs(pr_window *window, pr_stores *stores, uint32_t id, const pr_run *runs, uint32_t count, uint8_t *target,
+int pr_view_read_runs(pr_window *window, pr_stores *stores, uint32_t id, const pr_run *runs, uint32_t count,
+                      uint8_t *target,
                       pr_device **bad)
 {
     const uint32_t unit = stores->alignment;

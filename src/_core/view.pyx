@@ -1,6 +1,7 @@
 """What a store shows now, for Python: ranges of any alignment, read and written.
 
-Decides: how unaligned ranges become aligned ones, and which errors they raise. Rules and loops of reading are in view.c.
+Decides: how unaligned ranges become aligned ones, and which errors they raise. Rules and loops of reading are in
+view.c.
 """
 import os
 
@@ -18,7 +19,8 @@ cdef extern from "view.h" nogil:
     ctypedef struct pr_run:
         uint64_t offset
         uint64_t length
-    int pr_view_read_runs(pr_window *window, pr_stores *stores, uint32_t id, const pr_run *runs, uint32_t count, uint8_t *target,
+    int pr_view_read_runs(pr_window *window, pr_stores *stores, uint32_t id, const pr_run *runs, uint32_t count,
+                          uint8_t *target,
                           pr_device **bad)
 
 cdef extern from "buffers.h" nogil:
@@ -74,8 +76,10 @@ cdef int fill(pr_window *window, pr_stores *stores, uint32_t store, uint64_t off
     return code
 
 
-cdef int read_into(Window window, Stores stores, uint32_t store, uint64_t offset, uint8_t *memory, uint64_t length) except -1:
-    cdef tuple devices = tuple(stores.devices.values())     # what leaves the table meanwhile lives until the read is over
+cdef int read_into(Window window, Stores stores, uint32_t store, uint64_t offset, uint8_t *memory,
+                   uint64_t length) except -1:
+    # what leaves the table meanwhile lives until the read is over
+    cdef tuple devices = tuple(stores.devices.values())
     cdef pr_device *bad = NULL
     cdef int code
     with nogil:
@@ -119,9 +123,11 @@ def readinto(Window window not None, Stores stores not None, uint32_t store, off
         PyBuffer_Release(&view)
 
 
-cdef write_piece(Window window, Stores stores, uint32_t store, uint64_t offset, const uint8_t *data, uint64_t length, bint fua):
+cdef write_piece(Window window, Stores stores, uint32_t store, uint64_t offset, const uint8_t *data, uint64_t length,
+                 bint fua):
     """At most PIECE bytes with their edges: whole blocks are made of them while nobody else can write the edges."""
-    cdef uint64_t unit = stores.ptr.alignment, first = offset // unit * unit, end = (offset + length + unit - 1) // unit * unit
+    cdef uint64_t unit = stores.ptr.alignment, first = offset // unit * unit
+    cdef uint64_t end = (offset + length + unit - 1) // unit * unit
     cdef uint64_t last = end - unit
     cdef bint head = offset != first, tail = offset + length != end
     cdef bytearray merged = bytearray(end - first)
@@ -160,7 +166,8 @@ def write_unaligned(Window window not None, Stores stores not None, uint32_t sto
         while done < total:
             n = min(<uint64_t>PIECE - (at + done) % unit, total - done)
             # What becomes durable takes everything before it along: the last piece is enough.
-            lsn = write_piece(window, stores, store, at + done, <const uint8_t *>view.buf + done, n, fua and done + n == total)
+            lsn = write_piece(window, stores, store, at + done, <const uint8_t *>view.buf + done, n,
+                              fua and done + n == total)
             done += n
         return lsn
     finally:

@@ -1,14 +1,15 @@
-/* The window (window.h says the rules). This file decides: places, batches, who leads a group commit, when the log is flushed,
- * what memory is kept, what readers find. It must not know: what an operation, a note or an item means, links, source maps, Python.
+/* The window (window.h says the rules). This file decides: places, batches, who leads a group commit, when the log is
+ * flushed, what memory is kept, what readers find. It must not know: what an operation, a note or an item means, links,
+ * source maps, Python.
  *
  * Three counters walk over the slots (batches and notes in memory, in order of their positions):
  *     first ... unapplied ... next ... last
  *   [first, unapplied)  in the stores, kept because somebody has one of them pinned
  *   [unapplied, next)   in the log
  *   [next, last)        laid out; the last one may be open, that is, still take records
- * A slot is closed before it is written, and written only when every record in it is filled: places are given under the mutex, the
- * copying is done outside. Whoever set `writing` (the leader) owns chain and previous, seals and writes; nobody else touches a
- * closed slot's head.
+ * A slot is closed before it is written, and written only when every record in it is filled: places are given under the
+ * mutex, the copying is done outside. Whoever set `writing` (the leader) owns chain and previous, seals and writes;
+ * nobody else touches a closed slot's head.
  */
 #include "window.h"
 
@@ -58,6 +59,7 @@ struct pr_window {
     pr_device *device;
     uint64_t log_offset, log_size, reserve, seed;
     uint32_t alignment;
+    uint64_t event_most;                                           /* PR_MAX_EVENT, less where the log is tiny */
     uint8_t group[16], generation[16];
     bool opened, closed, writing, flushing, applying, sync;
     int failed;
@@ -106,10 +108,17 @@ static int wait_for(pr_window *w, pthread_cond_t *condition, patience *p) {
     return pthread_cond_timedwait(condition, &w->mutex, &p->until) == ETIMEDOUT ? PR_TIME_OVER : 0;
 }
 
+#define CONDITIONS 8
+
+static pthread_cond_t *condition_of(pr_window *w, int i) {
+    pthread_cond_t *all[CONDITIONS] = { &w->c_written, &w->c_durable, &w->c_room, &w->c_applied,
+                                        &w->c_filled, &w->c_work, &w->c_peer, &w->c_hold };
+    return all[i];
+}
+
 static void wake_all(pr_window *w) {
-    pthread_cond_t *all[] = { &w->c_written, &w->c_durable, &w->c_room, &w->c_applied, &w->c_filled, &w->c_work, &w->c_peer, &w->c_hold };
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        pthread_cond_broadcast(all[i]);
+    for (int i = 0; i < CONDITIONS; i++)
+        pthread_cond_broadcast(condition_of(w, i));
 }
 
 static void fail(pr_window *w, int code) {
@@ -121,10 +130,14 @@ static void fail(pr_window *w, int code) {
 /* ---- slots ---- */
 
 static inline slot *at(const pr_window *w, uint64_t i) { return w->slots[i & w->slot_mask]; }
-static inline struct pr_travel *travel_of(const slot *s) { return (struct pr_travel *)(s->memory + sizeof(struct pr_local)); }
+static inline struct pr_travel *travel_of(const slot *s) {
+    return (struct pr_travel *)(s->memory + sizeof(struct pr_local));
+}
 static inline struct pr_record *records_of(const slot *s) { return (struct pr_record *)(travel_of(s) + 1); }
 static inline uint8_t *payload_of(const slot *s) { return s->memory + PR_BLOCK; }
-static inline bool has_lsn(const slot *s) { return s->batch_kind == PR_BATCH_EVENTS || s->batch_kind == PR_BATCH_OPERATION; }
+static inline bool has_lsn(const slot *s) {
+    return s->batch_kind == PR_BATCH_EVENTS || s->batch_kind == PR_BATCH_OPERATION;
+}
 
 /* A fresh slot, not yet in the row; room for it in the row is seen to, so that push() cannot fail. */
 static slot *slot_new(pr_window *w) {
@@ -184,7 +197,8 @@ static inline bool log_fits(const pr_window *w, uint64_t position, uint64_t leng
     return position + length + w->reserve <= w->tail + w->log_size;
 }
 
-/* The waiter on the other side counts itself before it looks (both are sequentially consistent), so one sees the other. */
+/* The waiter counts itself and then looks, we count and then look for waiters (sequentially consistent): one of the two
+ * sees the other. */
 static void filled(pr_window *w, slot *s, uint32_t records) {
     atomic_fetch_add(&s->filled, records);
     if (atomic_load(&w->fill_waiters)) {
@@ -247,7 +261,9 @@ static int cells_reserve(pr_window *w, uint64_t more) {
     return 0;
 }
 
-static inline uint64_t blocks_of(const pr_window *w, uint64_t length) { return (length + w->alignment - 1) / w->alignment; }
+static inline uint64_t blocks_of(const pr_window *w, uint64_t length) {
+    return (length + w->alignment - 1) / w->alignment;
+}
 
 /* The newest one wins: records are entered in the order of their places. */
 static void index_record(pr_window *w, slot *s, uint32_t record) {
@@ -271,9 +287,11 @@ static void unindex_record(pr_window *w, slot *s, uint32_t record) {
     }
 }
 
-static inline bool is_indexed(const slot *s) { return s->batch_kind == PR_BATCH_EVENTS || s->batch_kind == PR_BATCH_COPIED; }
+static inline bool is_indexed(const slot *s) {
+    return s->batch_kind == PR_BATCH_EVENTS || s->batch_kind == PR_BATCH_COPIED;
+}
 
-/* What came from elsewhere (a peer, the log): is every descriptor inside its payload? Counts the blocks to be indexed. */
+/* What came from elsewhere (a peer, the log): is every descriptor inside its payload? Counts the blocks to index. */
 static int records_check(const pr_window *w, const struct pr_travel *t, const struct pr_record *r, uint64_t *blocks) {
     *blocks = 0;
     for (uint32_t i = 0; i < t->count; i++) {
@@ -403,9 +421,8 @@ pr_window *pr_window_new(uint64_t ring, uint32_t alignment, uint64_t reserve) {
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&w->mutex, NULL);
-    pthread_cond_t *all[] = { &w->c_written, &w->c_durable, &w->c_room, &w->c_applied, &w->c_filled, &w->c_work, &w->c_peer, &w->c_hold };
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        pthread_cond_init(all[i], &monotonic);
+    for (int i = 0; i < CONDITIONS; i++)
+        pthread_cond_init(condition_of(w, i), &monotonic);
     pthread_condattr_destroy(&monotonic);
     return w;
 }
@@ -423,9 +440,8 @@ void pr_window_free(pr_window *w) {
         w->free_slots = s->next_free;
         free(s);
     }
-    pthread_cond_t *all[] = { &w->c_written, &w->c_durable, &w->c_room, &w->c_applied, &w->c_filled, &w->c_work, &w->c_peer, &w->c_hold };
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        pthread_cond_destroy(all[i]);
+    for (int i = 0; i < CONDITIONS; i++)
+        pthread_cond_destroy(condition_of(w, i));
     pthread_mutex_destroy(&w->mutex);
     munmap(w->ring, w->ring_size);
     free(w->slots);
@@ -457,8 +473,8 @@ int pr_window_load(pr_window *w, const uint8_t *record, uint64_t length, const u
     slot *s = NULL;
     if (w->opened || (w->first != w->last && local->position < w->written))
         code = PR_TWICE;
-    else if ((code = cells_reserve(w, cells)) == 0 && (code = barriers_reserve(w, block_count)) == 0 && !(s = slot_new(w)))
-        code = -ENOMEM;
+    else if ((code = cells_reserve(w, cells)) == 0 && (code = barriers_reserve(w, block_count)) == 0)
+        code = (s = slot_new(w)) ? 0 : -ENOMEM;
     if (code == 0) {
         s->memory = memory;
         s->own = s->sealed = s->written = true;
@@ -486,10 +502,12 @@ int pr_window_load(pr_window *w, const uint8_t *record, uint64_t length, const u
 }
 
 int pr_window_open(pr_window *w, const pr_window_log *log) {
-    if (log->size % PR_BLOCK || log->offset % PR_BLOCK || log->position % PR_BLOCK || log->size < w->reserve + 16 * PR_BLOCK ||
-        log->offset > log->device->size || log->size > log->device->size - log->offset)
+    if (log->size % PR_BLOCK || log->offset % PR_BLOCK || log->position % PR_BLOCK ||
+        log->size < w->reserve + 16 * PR_BLOCK || log->offset > log->device->size ||
+        log->size > log->device->size - log->offset)
         return PR_MALFORMED;
-    if (log->tail > log->applied_position || log->applied_position > log->position || log->position - log->tail > log->size)
+    if (log->tail > log->applied_position || log->applied_position > log->position ||
+        log->position - log->tail > log->size)
         return PR_OUTSIDE;
     pthread_mutex_lock(&w->mutex);
     int code = 0;
@@ -500,8 +518,8 @@ int pr_window_open(pr_window *w, const pr_window_log *log) {
     pthread_mutex_unlock(&w->mutex);
     if (code)
         return code;
-    /* The process before may have left writes in the device's cache that this device object never saw: they count as a write,
-     * so that the flush is not skipped. Only then is `position` durable, and may be named so. */
+    /* The process before may have left writes in the device's cache that this device object never saw: they count as a
+     * write, so that the flush is not skipped. Only then is `position` durable, and may be named so. */
     atomic_fetch_add(&log->device->writes, 1);
     if ((code = pr_device_flush(log->device)) != 0)
         return code;
@@ -510,6 +528,8 @@ int pr_window_open(pr_window *w, const pr_window_log *log) {
     w->log_offset = log->offset;
     w->log_size = log->size;
     w->seed = log->seed;
+    w->event_most = (log->size - w->reserve) / 2 - PR_BLOCK;
+    w->event_most = w->event_most < PR_MAX_EVENT ? w->event_most / w->alignment * w->alignment : PR_MAX_EVENT;
     w->chain = log->chain;
     w->previous = log->previous;
     memcpy(w->group, log->group, sizeof w->group);
@@ -554,11 +574,13 @@ void pr_window_close(pr_window *w) {
 void pr_window_look(pr_window *w, pr_window_state *state) {
     pthread_mutex_lock(&w->mutex);
     *state = (pr_window_state){
-        .end_position = w->end, .written_position = w->written, .durable_position = w->durable, .applied_position = w->applied,
-        .tail_position = w->tail, .end_lsn = w->end_lsn, .written_lsn = w->written_lsn, .durable_lsn = w->durable_lsn,
+        .end_position = w->end, .written_position = w->written, .durable_position = w->durable,
+        .applied_position = w->applied, .tail_position = w->tail, .end_lsn = w->end_lsn,
+        .written_lsn = w->written_lsn, .durable_lsn = w->durable_lsn,
         .applied_lsn = w->applied_lsn, .peer_lsn = w->peer_lsn, .chain = w->chain, .log_size = w->log_size,
-        .ring_size = w->ring_size, .ring_used = w->ring_head - w->ring_tail, .batches = w->batches, .records = w->records,
-        .payload_bytes = w->payload_bytes, .commits = w->commits, .flushes = w->flushes, .failed = w->failed,
+        .ring_size = w->ring_size, .ring_used = w->ring_head - w->ring_tail, .batches = w->batches,
+        .records = w->records, .payload_bytes = w->payload_bytes, .commits = w->commits,
+        .flushes = w->flushes, .failed = w->failed,
     };
     pthread_mutex_unlock(&w->mutex);
 }
@@ -608,7 +630,7 @@ static int flush_round(pr_window *w, patience *p) {
     return 0;
 }
 
-/* Seals these slots, in order: each names the chain value of the one before, and events the digest of the events before. */
+/* Seals these slots, in order: each names the chain value of the one before, events the digest of the events before. */
 static void seal(pr_window *w, slot **taken, uint32_t count, uint64_t durable, uint64_t *chain, uint64_t *previous) {
     for (uint32_t i = 0; i < count; i++) {
         slot *s = taken[i];
@@ -622,10 +644,11 @@ static void seal(pr_window *w, slot **taken, uint32_t count, uint64_t durable, u
             }
             if (has_lsn(s))
                 *previous = pr_digest(t);
-            pr_local_seal(local, PR_RECORD_BATCH, 0, s->position, *chain, durable, w->seed, (uint32_t)s->length, 0, t->crc);
+            pr_local_seal(local, PR_RECORD_BATCH, 0, s->position, *chain, durable, w->seed, (uint32_t)s->length, 0,
+                          t->crc);
         } else
-            pr_local_seal(local, PR_RECORD_NOTE, s->note, s->position, *chain, durable, w->seed, (uint32_t)s->length, s->body_length,
-                          s->body_crc);
+            pr_local_seal(local, PR_RECORD_NOTE, s->note, s->position, *chain, durable, w->seed, (uint32_t)s->length,
+                          s->body_length, s->body_crc);
         *chain = pr_chain(local);
     }
 }
@@ -645,14 +668,15 @@ static uint32_t list_writes(const pr_window *w, slot **taken, uint32_t count, pr
                 (uint8_t *)before->buffer + before->length == memory)
                 before->length += part;
             else
-                ios[n++] = (pr_io){ .op = PR_WRITE_OUT, .offset = w->log_offset + offset, .length = part, .buffer = memory };
+                ios[n++] = (pr_io){ .op = PR_WRITE_OUT, .offset = w->log_offset + offset, .length = part,
+                                    .buffer = memory };
             done += part;
         }
     }
     return n;
 }
 
-/* Leads one group commit: there is something to write, and nobody writes. With the mutex, lets go of it for waits and I/O. */
+/* Leads one group commit: there is something to write, and nobody writes. Lets go of the mutex for waits and I/O. */
 static void lead(pr_window *w) {
     slot *taken[TAKE];
     pr_io ios[2 * TAKE];
@@ -660,7 +684,7 @@ static void lead(pr_window *w) {
     bool fua = false;
     patience forever = { .timeout = -1 };
     w->writing = true;
-    /* No record may name a durable mark that lies further back than PR_MAX_UNFLUSHED: the scan's search relies on it. */
+    /* No record may name a durable mark further back than PR_MAX_UNFLUSHED: the scan's search relies on it. */
     slot *s = at(w, w->next);
     while (!w->failed && w->written > w->durable && s->position + s->length - w->durable > PR_MAX_UNFLUSHED)
         flush_round(w, &forever);
@@ -718,7 +742,7 @@ static void lead(pr_window *w) {
     }
     w->writing = false;
     pthread_cond_broadcast(&w->c_written);
-    if (w->next != w->last) {                                      /* the next leader may be a writer without room, or nobody */
+    if (w->next != w->last) {              /* the next leader may be a writer without room, or the committer */
         pthread_cond_broadcast(&w->c_room);
         pthread_cond_signal(&w->c_work);
     }
@@ -795,13 +819,20 @@ void pr_window_submitted(pr_window *w, uint64_t *position, uint64_t *lsn) {
 static int position_wait(pr_window *w, uint64_t position, bool durable, int64_t timeout) {
     patience p = { .timeout = timeout };
     pthread_mutex_lock(&w->mutex);
-    int code = !w->opened ? PR_NOT_OPEN : position > w->end ? PR_OUTSIDE : durable ? durable_to(w, position, &p) : commit_to(w, position, &p);
+    int code = !w->opened ? PR_NOT_OPEN : position > w->end ? PR_OUTSIDE : 0;
+    if (code == 0)
+        code = durable ? durable_to(w, position, &p) : commit_to(w, position, &p);
     pthread_mutex_unlock(&w->mutex);
     return code;
 }
 
-int pr_window_write_out(pr_window *w, uint64_t position, int64_t timeout) { return position_wait(w, position, false, timeout); }
-int pr_window_make_durable(pr_window *w, uint64_t position, int64_t timeout) { return position_wait(w, position, true, timeout); }
+int pr_window_write_out(pr_window *w, uint64_t position, int64_t timeout) {
+    return position_wait(w, position, false, timeout);
+}
+
+int pr_window_make_durable(pr_window *w, uint64_t position, int64_t timeout) {
+    return position_wait(w, position, true, timeout);
+}
 
 int pr_window_commit_pending(pr_window *w) {
     patience forever = { .timeout = -1 };
@@ -833,7 +864,7 @@ int pr_window_committer(pr_window *w, int64_t timeout) {
 
 /* ---- appending ---- */
 
-/* Waits for room. Room is made by applied() and set_tail(), which need what is laid out to be written first: see to that. */
+/* Waits for room. It is made by applied() and set_tail(), which need what is laid out to be written: sees to that. */
 static int wait_room(pr_window *w, bool nowait, patience *p) {
     if (nowait)
         return PR_NO_ROOM;
@@ -844,7 +875,8 @@ static int wait_room(pr_window *w, bool nowait, patience *p) {
     return wait_for(w, &w->c_room, p);
 }
 
-/* A slot of the ring at the end of the log, closed or to be opened by the caller; its head is zeroed. PR_NO_ROOM, -ENOMEM. */
+/* A slot of the ring at the end of the log, closed or to be opened by the caller; its head is zeroed.
+ * PR_NO_ROOM; PR_LOG_FULL; -ENOMEM. */
 static int append_slot(pr_window *w, uint64_t payload, slot **made) {
     uint64_t start, length = PR_BLOCK + pr_align(payload, PR_BLOCK);
     if (length + w->reserve > w->log_size)
@@ -880,7 +912,8 @@ static int open_batch(pr_window *w, uint64_t payload) {
     if (s) {
         uint64_t length = pr_batch_length((uint32_t)(s->payload_length + payload));
         uint64_t start = s->ring_end - s->length, grown = length - s->length;
-        if (s->count < PR_MAX_RECORDS && s->payload_length + payload <= PR_MAX_PAYLOAD && length + w->reserve <= w->log_size && start % w->ring_size + length <= w->ring_size) {
+        if (s->count < PR_MAX_RECORDS && s->payload_length + payload <= PR_MAX_PAYLOAD &&
+            length + w->reserve <= w->log_size && start % w->ring_size + length <= w->ring_size) {
             if (!log_fits(w, s->position, length) || start + length - w->ring_tail > w->ring_size)
                 return PR_NO_ROOM;
             s->length = length;
@@ -898,7 +931,7 @@ static int open_batch(pr_window *w, uint64_t payload) {
     return 0;
 }
 
-/* Gives one event (at most PR_MAX_EVENT) its LSN and its place. */
+/* Gives one event (at most event_most) its LSN and its place. */
 static int place_event(pr_window *w, const pr_submission *m, uint64_t length, slot **into, uint32_t *record) {
     uint64_t payload = m->kind == PR_WRITE ? length : 0, blocks = length / w->alignment;
     if (m->kind != PR_WRITE && w->cells_used && w->cells_used + blocks > w->cells_limit)
@@ -934,10 +967,10 @@ static void fill_event(pr_window *w, slot *s, uint32_t i, const uint8_t *data) {
 
 /* For those who do not wait: all or nothing. Batches of this many bytes fit, whatever the gaps. */
 static bool fits_at_once(const pr_window *w, const pr_submission *m) {
-    uint64_t events = (m->length + PR_MAX_EVENT - 1) / PR_MAX_EVENT, payload = m->kind == PR_WRITE ? m->length : 0;
+    uint64_t events = (m->length - 1) / w->event_most + 1, payload = m->kind == PR_WRITE ? m->length : 0;
     if (events == 1)
         return true;                                               /* its own place says so */
-    uint64_t log = payload + (events + 1) * 2 * PR_BLOCK, gap = payload ? PR_MAX_EVENT + PR_BLOCK : PR_BLOCK;
+    uint64_t log = payload + (events + 1) * 2 * PR_BLOCK, gap = payload ? w->event_most + PR_BLOCK : PR_BLOCK;
     return log_fits(w, w->end, log) && w->ring_head + log + gap - w->ring_tail <= w->ring_size &&
            (payload || !w->cells_used || w->cells_used + m->length / w->alignment <= w->cells_limit);
 }
@@ -947,7 +980,7 @@ int pr_window_submit(pr_window *w, pr_submission *m, int64_t timeout) {
     bool nowait = m->flags & PR_SUBMIT_NOWAIT;
     int code = 0;
     while (code == 0 && (m->done < m->length || m->length == 0)) {
-        uint64_t length = m->length - m->done < PR_MAX_EVENT ? m->length - m->done : PR_MAX_EVENT;
+        uint64_t length = 0;
         slot *s = NULL;
         uint32_t record = 0;
         pthread_mutex_lock(&w->mutex);
@@ -956,6 +989,7 @@ int pr_window_submit(pr_window *w, pr_submission *m, int64_t timeout) {
                 break;
             if ((code = store_check(w, m->store, m->offset + m->done, m->length - m->done)))
                 break;
+            length = m->length - m->done < w->event_most ? m->length - m->done : w->event_most;
             if (w->hold_count && !(m->flags & PR_SUBMIT_HELD) && is_held(w, m->store, m->offset, m->length)) {
                 if ((code = nowait ? PR_NO_ROOM : wait_for(w, &w->c_hold, &p)))
                     break;
@@ -981,8 +1015,9 @@ int pr_window_submit(pr_window *w, pr_submission *m, int64_t timeout) {
     return code;
 }
 
-int pr_window_operation(pr_window *w, const uint8_t *body, uint32_t length, const uint32_t *blocks, uint32_t block_count,
-                        const pr_store_change *changes, uint32_t change_count, bool nowait, int64_t timeout, uint64_t *lsn) {
+int pr_window_operation(pr_window *w, const uint8_t *body, uint32_t length, const uint32_t *blocks,
+                        uint32_t block_count, const pr_store_change *changes, uint32_t change_count, bool nowait,
+                        int64_t timeout, uint64_t *lsn) {
     patience p = { .timeout = timeout };
     uint32_t added = 0;
     int code;
@@ -1033,7 +1068,9 @@ int pr_window_note(pr_window *w, uint8_t type, const uint8_t *body, uint32_t len
     memset(memory + sizeof(struct pr_local) + length, 0, whole - sizeof(struct pr_local) - length);
     slot *s = NULL;
     pthread_mutex_lock(&w->mutex);
-    int code = !w->opened ? PR_NOT_OPEN : w->failed ? w->failed : w->end + whole > w->tail + w->log_size ? PR_LOG_FULL : 0;
+    int code = !w->opened ? PR_NOT_OPEN : w->failed;
+    if (code == 0 && w->end + whole > w->tail + w->log_size)
+        code = PR_LOG_FULL;
     if (code == 0 && !(s = slot_new(w)))
         code = -ENOMEM;
     if (code == 0) {
@@ -1057,8 +1094,9 @@ int pr_window_note(pr_window *w, uint8_t type, const uint8_t *body, uint32_t len
     return code;
 }
 
-int pr_window_received(pr_window *w, const uint8_t *head, uint64_t head_length, const uint8_t *payload, uint64_t payload_length,
-                       const uint32_t *blocks, uint32_t block_count, bool nowait, int64_t timeout, uint64_t *position, uint64_t *end) {
+int pr_window_received(pr_window *w, const uint8_t *head, uint64_t head_length, const uint8_t *payload,
+                       uint64_t payload_length, const uint32_t *blocks, uint32_t block_count, bool nowait,
+                       int64_t timeout, uint64_t *position, uint64_t *end) {
     patience p = { .timeout = timeout };
     uint64_t copy[PR_BLOCK / 8];                                   /* aligned, whatever the caller's buffer is */
     const struct pr_travel *t = (const struct pr_travel *)copy;
@@ -1171,8 +1209,8 @@ int pr_window_wait_applied(pr_window *w, uint64_t lsn, int64_t timeout) {
     return code;
 }
 
-/* The data are in the stores already, so cells may go one by one while readers look: what they do not find here they find there.
- * The mutex is let go of between slots; `applying` keeps a second applier out. */
+/* The data are in the stores already, so cells may go one by one while readers look: what they do not find here they
+ * find there. The mutex is let go of between slots; `applying` keeps a second applier out. */
 int pr_window_applied(pr_window *w, uint64_t position, uint64_t lsn) {
     pthread_mutex_lock(&w->mutex);
     int code = w->applying ? PR_TWICE : position < w->applied || position > w->written ? PR_OUTSIDE : 0;
@@ -1252,7 +1290,8 @@ int pr_window_set_lsn(pr_window *w, uint64_t lsn) {
 
 static void entry_fill(pr_entry *e, const uint8_t *memory, uint64_t position) {
     const struct pr_local *local = (const struct pr_local *)memory;
-    *e = (pr_entry){ .position = position, .length = local->length, .kind = local->kind, .note = local->note, .memory = memory };
+    *e = (pr_entry){ .position = position, .length = local->length, .kind = local->kind, .note = local->note,
+                     .memory = memory };
     if (local->kind == PR_RECORD_BATCH) {
         e->travel = (const struct pr_travel *)(local + 1);
         e->records = (const struct pr_record *)(e->travel + 1);
@@ -1264,7 +1303,8 @@ static void entry_fill(pr_entry *e, const uint8_t *memory, uint64_t position) {
 }
 
 /* Reads [position, position + length) of the log, which may wrap: at most two I/Os. */
-static int log_read(pr_device *device, uint64_t log_offset, uint64_t log_size, uint64_t position, uint8_t *target, uint64_t length) {
+static int log_read(pr_device *device, uint64_t log_offset, uint64_t log_size, uint64_t position, uint8_t *target,
+                    uint64_t length) {
     uint64_t offset = position % log_size, part = length < log_size - offset ? length : log_size - offset;
     pr_io ios[2] = {
         { .op = PR_READ, .offset = log_offset + offset, .length = part, .buffer = target },
@@ -1311,7 +1351,9 @@ static int read_back(pr_window *w, uint64_t position, uint64_t written, pr_entry
 int pr_window_entry(pr_window *w, uint64_t position, pr_entry *e) {
     memset(e, 0, sizeof *e);
     pthread_mutex_lock(&w->mutex);
-    int code = !w->opened ? PR_NOT_OPEN : position < w->tail || position > w->end ? PR_OUTSIDE : position >= w->written ? -ENOENT : 0;
+    int code = !w->opened ? PR_NOT_OPEN : position < w->tail || position > w->end ? PR_OUTSIDE : 0;
+    if (code == 0 && position >= w->written)
+        code = -ENOENT;
     uint64_t low = w->first, high = w->next, written = w->written;
     while (code == 0 && low < high) {
         uint64_t middle = low + (high - low) / 2;
@@ -1362,7 +1404,8 @@ int pr_window_settle(pr_window *w, uint32_t store, bool nowait) {
 
 struct piece { const uint8_t *source; uint64_t at, length; };      /* source NULL: zeros */
 
-uint64_t pr_window_overlay(pr_window *w, uint32_t store, uint64_t offset, uint64_t length, uint8_t *target, uint8_t *have) {
+uint64_t pr_window_overlay(pr_window *w, uint32_t store, uint64_t offset, uint64_t length, uint8_t *target,
+                           uint8_t *have) {
     uint64_t unit = w->alignment, first = offset / unit, blocks = length / unit, missing = 0, i = 0;
     while (i < blocks) {
         struct piece pieces[GATHER];
@@ -1377,7 +1420,7 @@ uint64_t pr_window_overlay(pr_window *w, uint32_t store, uint64_t offset, uint64
                 continue;
             }
             slot *s = cell->slot;
-            if (!atomic_load(&s->ready[cell->record])) {           /* still being copied: what was there before it is not at hand */
+            if (!atomic_load(&s->ready[cell->record])) {   /* being copied: what it replaced is not at hand any more */
                 if (n)
                     break;
                 atomic_fetch_add(&w->fill_waiters, 1);
@@ -1391,7 +1434,8 @@ uint64_t pr_window_overlay(pr_window *w, uint32_t store, uint64_t offset, uint64
                 continue;
             }
             const struct pr_record *r = &records_of(s)[cell->record];
-            const uint8_t *source = r->kind == PR_WRITE ? payload_of(s) + r->payload + ((first + i) * unit - r->offset) : NULL;
+            uint64_t within = (first + i) * unit - r->offset;
+            const uint8_t *source = r->kind == PR_WRITE ? payload_of(s) + r->payload + within : NULL;
             struct piece *before = n ? &pieces[n - 1] : NULL;
             if (before && before->at + before->length == i * unit &&
                 (source ? before->source && before->source + before->length == source : !before->source))
@@ -1481,8 +1525,8 @@ int pr_scan_next(pr_scan *s, const uint8_t **record, uint64_t *length) {
     return 1;
 }
 
-/* Every block behind the end may begin a record, as long as nothing says how long the bad one is. A valid one is passed over
- * whole, so that its payload is not taken for records. Marks of an earlier lap name other positions and do not count. */
+/* Every block behind the end may begin a record, as long as nothing says how long the bad one is. A valid one is passed
+ * over whole, so that its payload is not taken for records. Records of an earlier lap name other positions. */
 int pr_scan_beyond(pr_scan *s) {
     uint64_t from = s->position + PR_BLOCK, limit = PR_MAX_UNFLUSHED + PR_MAX_LOG_RECORD;
     uint64_t until = s->position + (s->log_size < limit ? s->log_size : limit);

@@ -1,16 +1,19 @@
-/* The window: the end of the journal, in memory. Writers put events in; it forms batches, writes them to the log by group commit,
- * makes the log durable, shows readers what the stores do not hold yet, and hands batches to the applier and to senders.
+/* The window: the end of the journal, in memory. Writers put events in; it forms batches, writes them to the log by
+ * group commit, makes the log durable, shows readers what the stores do not hold yet, and hands batches to the applier
+ * and to senders.
  *
  *   1  Order: an event's LSN and its record's place are given under one mutex. That order is the truth.
- *   2  A record is *written* when it and all before it have been written to the log (a crash of the process cannot lose it), and
- *      *durable* when a flush that began after that has ended. written and durable are journal positions and only grow.
- *   3  Group commit sizes itself: who finds no write in progress leads; records that arrive meanwhile form the next batch.
- *      One write of the log is in flight at a time.
- *   4  A batch's memory is kept until its position is applied and nobody has it pinned. Readers find the newest version of every
- *      block that is not applied in an index of blocks (key: store id, block).
- *   5  When ring or log are full, submit waits (or says -EAGAIN): what makes room is applied() and set_tail(). Notes may use the
- *      part of the log that submit leaves free (`reserve`), and memory of their own, so the applier never waits for itself.
- *   6  A failed write or flush of the log is final: the window is failed, every waiter gets the error, nothing is acknowledged.
+ *   2  A record is *written* when it and all before it have been written to the log (a crash of the process cannot lose
+ *      it), and *durable* when a flush that began after that has ended. Both are journal positions and only grow.
+ *   3  Group commit sizes itself: who finds no write in progress leads; records that arrive meanwhile form the next
+ *      batch. One write of the log (a list of them, where batches wait) is in flight at a time.
+ *   4  A batch's memory is kept until its position is applied and nobody has it pinned. Readers find the newest version
+ *      of every block that is not applied in an index of blocks (key: store id, block).
+ *   5  When ring or log are full, submit waits (or says PR_NO_ROOM): what makes room is applied() and set_tail(). Notes
+ *      may use the part of the log that submit leaves free (`reserve`), and memory of their own, so the applier never
+ *      waits for itself.
+ *   6  A failed write or flush of the log is final: the window is failed, every waiter gets the error, nothing is
+ *      acknowledged.
  *   7  Lock order: window mutex is a leaf; no I/O and no copying of payload under it.
  */
 #ifndef PYREPL_WINDOW_H
@@ -33,7 +36,7 @@ enum {
     PR_TIME_OVER = -5007,
     PR_NOT_OPEN = -5008,
     PR_TWICE = -5009,                   /* open, applied ... at a wrong time */
-    PR_LOG_FULL = -5010,                /* a note finds no room even in the reserve */
+    PR_LOG_FULL = -5010,                /* a note finds no room even in the reserve; a batch never will */
     PR_TOO_MANY = -5011,                /* stores */
 };
 
@@ -50,7 +53,7 @@ typedef struct pr_window_state {        /* a consistent look, in one go */
 typedef struct pr_entry {
     uint64_t position, length;          /* in the log; the next record is at position + length */
     uint8_t kind, note;                 /* PR_RECORD_BATCH, PR_RECORD_NOTE */
-    uint64_t first_lsn, last_lsn;       /* of a batch of events or an operation; of an item: the LSN reached, twice; of a note 0 */
+    uint64_t first_lsn, last_lsn;       /* of events or an operation; of an item: the LSN reached, twice; of a note 0 */
     const uint8_t *memory;              /* local part first; length bytes */
     const struct pr_travel *travel;     /* of a batch, else NULL */
     const struct pr_record *records;
@@ -59,18 +62,20 @@ typedef struct pr_entry {
     bool own;                           /* memory was read back and belongs to the entry */
 } pr_entry;
 
-/* The record at `position`. 0; -ENOENT: nothing there yet (position == end); -EBADMSG: what was read back is not valid; -errno. */
+/* The record at `position`. 0; -ENOENT: nothing there yet; -EBADMSG: what was read back is not valid; -errno;
+ * PR_OUTSIDE: before the tail or beyond the end. */
 int pr_window_entry(pr_window *window, uint64_t position, pr_entry *entry);
 void pr_entry_release(pr_window *window, pr_entry *entry);      /* unpins, or frees */
 
-/* For readers. Waits until no operation that has its LSN on this store is unapplied (0; -EAGAIN if `nowait` and it would). */
+/* For readers. Waits until no operation on this store is unapplied (0; -EAGAIN if `nowait` and it would wait). */
 int pr_window_settle(pr_window *window, uint32_t store, bool nowait);
-/* Copies what the window holds of [offset, offset + length) into target and sets have[i] = 1 for each block (alignment) that
- * it holds; returns the number of blocks that it does not hold. */
-uint64_t pr_window_overlay(pr_window *window, uint32_t store, uint64_t offset, uint64_t length, uint8_t *target, uint8_t *have);
+/* Copies what the window holds of [offset, offset + length) into target; have[i] = 1 for each block (alignment) that it
+ * holds, else 0. Returns the number of blocks that it does not hold. */
+uint64_t pr_window_overlay(pr_window *window, uint32_t store, uint64_t offset, uint64_t length, uint8_t *target,
+                           uint8_t *have);
 
 
-/* -- life. Timeouts are in nanoseconds, below 0 for ever; PR_TIME_OVER says that the call may be repeated as it is. -- */
+/* -- life. Timeouts are in ns, below 0 for ever; PR_TIME_OVER says that the call may be repeated as it is. -- */
 #define PR_WINDOW_FOR_EVER ((int64_t)-1)
 #define PR_MAX_LOG_RECORD (PR_MAX_PAYLOAD + PR_BLOCK)           /* bytes of the longest record, a batch or a note */
 
@@ -84,7 +89,8 @@ typedef struct pr_window_log {
 
 pr_window *pr_window_new(uint64_t ring, uint32_t alignment, uint64_t reserve);  /* NULL: no memory */
 void pr_window_free(pr_window *window);                         /* nobody may be inside, nothing pinned */
-int pr_window_load(pr_window *window, const uint8_t *record, uint64_t length, const uint32_t *blocks, uint32_t block_count);
+int pr_window_load(pr_window *window, const uint8_t *record, uint64_t length, const uint32_t *blocks,
+                   uint32_t block_count);
 int pr_window_open(pr_window *window, const pr_window_log *log);
 int pr_window_set_generation(pr_window *window, const uint8_t *generation, const uint8_t *group);
 void pr_window_fail(pr_window *window, int code);               /* -errno */
@@ -96,7 +102,8 @@ int pr_window_drop_store(pr_window *window, uint32_t store);
 int pr_window_store_size(pr_window *window, uint32_t store, uint64_t *size);
 
 /* -- writers -- */
-enum { PR_SUBMIT_FUA = 1, PR_SUBMIT_HELD = 2, PR_SUBMIT_NOWAIT = 4, PR_SUBMIT_ALONE = 8 };  /* ALONE: nobody will wait: wake the committer */
+enum { PR_SUBMIT_FUA = 1, PR_SUBMIT_HELD = 2, PR_SUBMIT_NOWAIT = 4, PR_SUBMIT_ALONE = 8 };
+/* ALONE: nobody waits yet, so the committer is woken. */
 
 typedef struct pr_submission {          /* one write, zero or discard; done, lsn and target begin as 0 */
     uint32_t store;
@@ -111,11 +118,12 @@ typedef struct pr_submission {          /* one write, zero or discard; done, lsn
 typedef struct pr_store_change { uint32_t store; uint64_t size; bool writable, dropped; } pr_store_change;
 
 int pr_window_submit(pr_window *window, pr_submission *submission, int64_t timeout);
-/* Waits until the log is written up to target, with fua or in sync mode durable, in sync mode at the peer. Leads if nobody does. */
+/* Until the log is written up to target; with fua or in sync mode durable; in sync mode at the peer. */
 int pr_window_wait(pr_window *window, uint64_t target, uint64_t lsn, bool fua, int64_t timeout);
 bool pr_window_done(pr_window *window, uint64_t target, uint64_t lsn, bool fua);
-int pr_window_operation(pr_window *window, const uint8_t *body, uint32_t length, const uint32_t *blocks, uint32_t block_count,
-                        const pr_store_change *changes, uint32_t change_count, bool nowait, int64_t timeout, uint64_t *lsn);
+int pr_window_operation(pr_window *window, const uint8_t *body, uint32_t length, const uint32_t *blocks,
+                        uint32_t block_count, const pr_store_change *changes, uint32_t change_count, bool nowait,
+                        int64_t timeout, uint64_t *lsn);
 int pr_window_hold(pr_window *window, uint32_t store, uint64_t offset, uint64_t length, bool nowait, int64_t timeout);
 int pr_window_unhold(pr_window *window, uint32_t store, uint64_t offset, uint64_t length);
 int pr_window_commit(pr_window *window, uint64_t lsn, int64_t timeout);
@@ -125,8 +133,9 @@ int pr_window_committer(pr_window *window, int64_t timeout);   /* 0: closed */
 
 /* -- the engine -- */
 int pr_window_note(pr_window *window, uint8_t type, const uint8_t *body, uint32_t length, uint64_t *end);
-int pr_window_received(pr_window *window, const uint8_t *head, uint64_t head_length, const uint8_t *payload, uint64_t payload_length,
-                       const uint32_t *blocks, uint32_t block_count, bool nowait, int64_t timeout, uint64_t *position, uint64_t *end);
+int pr_window_received(pr_window *window, const uint8_t *head, uint64_t head_length, const uint8_t *payload,
+                       uint64_t payload_length, const uint32_t *blocks, uint32_t block_count, bool nowait,
+                       int64_t timeout, uint64_t *position, uint64_t *end);
 int pr_window_write_out(pr_window *window, uint64_t position, int64_t timeout);
 int pr_window_make_durable(pr_window *window, uint64_t position, int64_t timeout);
 /* Until the written or durable position is beyond `beyond`; 0 too when the window was closed. */
@@ -137,7 +146,9 @@ int pr_window_set_tail(pr_window *window, uint64_t position);
 void pr_window_set_sync(pr_window *window, bool sync);
 void pr_window_set_peer(pr_window *window, uint64_t lsn);
 int pr_window_set_lsn(pr_window *window, uint64_t lsn);
-static inline uint64_t pr_digest(const struct pr_travel *travel) { return (uint64_t)travel->crc << 32 | (uint32_t)travel->first_lsn; }
+static inline uint64_t pr_digest(const struct pr_travel *travel) {
+    return (uint64_t)travel->crc << 32 | (uint32_t)travel->first_lsn;
+}
 
 /* -- the scan of a log, for recovery and for checking. Needs no window. -- */
 typedef struct pr_scan {

@@ -1,6 +1,7 @@
 """The window for Python: takes buffers, checks numbers, one call of window.c without the GIL, words what came back.
 
-Decides: how long a call waits before it looks for signals, and which exception a code is. Must not know what a record means.
+Decides: how long a call waits before it looks for signals, and which exception a code is. Must not know what a record
+means.
 """
 import errno as errno_names
 import os
@@ -29,7 +30,8 @@ cdef extern from "layout.h" nogil:
 
 cdef extern from "window.h" nogil:
     enum:
-        PR_NO_STORE, PR_NOT_WRITABLE, PR_OUTSIDE, PR_UNALIGNED, PR_MALFORMED, PR_NO_ROOM, PR_TIME_OVER, PR_NOT_OPEN, PR_TWICE, PR_LOG_FULL, PR_TOO_MANY
+        PR_NO_STORE, PR_NOT_WRITABLE, PR_OUTSIDE, PR_UNALIGNED, PR_MALFORMED, PR_NO_ROOM, PR_TIME_OVER, PR_NOT_OPEN
+        PR_TWICE, PR_LOG_FULL, PR_TOO_MANY
         PR_SUBMIT_FUA, PR_SUBMIT_HELD, PR_SUBMIT_NOWAIT, PR_SUBMIT_ALONE
 
     ctypedef struct pr_window_state:
@@ -59,7 +61,8 @@ cdef extern from "window.h" nogil:
 
     pr_window *pr_window_new(uint64_t ring, uint32_t alignment, uint64_t reserve)
     void pr_window_free(pr_window *window)
-    int pr_window_load(pr_window *window, const uint8_t *record, uint64_t length, const uint32_t *blocks, uint32_t block_count)
+    int pr_window_load(pr_window *window, const uint8_t *record, uint64_t length, const uint32_t *blocks,
+                       uint32_t block_count)
     int pr_window_open(pr_window *window, const pr_window_log *log)
     int pr_window_set_generation(pr_window *window, const uint8_t *generation, const uint8_t *group)
     void pr_window_fail(pr_window *window, int code)
@@ -71,17 +74,20 @@ cdef extern from "window.h" nogil:
     int pr_window_submit(pr_window *window, pr_submission *submission, int64_t timeout)
     int pr_window_wait(pr_window *window, uint64_t target, uint64_t lsn, bint fua, int64_t timeout)
     bint pr_window_done(pr_window *window, uint64_t target, uint64_t lsn, bint fua)
-    int pr_window_operation(pr_window *window, const uint8_t *body, uint32_t length, const uint32_t *blocks, uint32_t block_count,
-                            const pr_store_change *changes, uint32_t change_count, bint nowait, int64_t timeout, uint64_t *lsn)
-    int pr_window_hold(pr_window *window, uint32_t store, uint64_t offset, uint64_t length, bint nowait, int64_t timeout)
+    int pr_window_operation(pr_window *window, const uint8_t *body, uint32_t length, const uint32_t *blocks,
+                            uint32_t block_count, const pr_store_change *changes, uint32_t change_count, bint nowait,
+                            int64_t timeout, uint64_t *lsn)
+    int pr_window_hold(pr_window *window, uint32_t store, uint64_t offset, uint64_t length, bint nowait,
+                       int64_t timeout)
     int pr_window_unhold(pr_window *window, uint32_t store, uint64_t offset, uint64_t length)
     int pr_window_commit(pr_window *window, uint64_t lsn, int64_t timeout)
     void pr_window_submitted(pr_window *window, uint64_t *position, uint64_t *lsn)
     int pr_window_commit_pending(pr_window *window)
     int pr_window_committer(pr_window *window, int64_t timeout)
     int pr_window_note(pr_window *window, uint8_t kind, const uint8_t *body, uint32_t length, uint64_t *end)
-    int pr_window_received(pr_window *window, const uint8_t *head, uint64_t head_length, const uint8_t *payload, uint64_t payload_length,
-                           const uint32_t *blocks, uint32_t block_count, bint nowait, int64_t timeout, uint64_t *position, uint64_t *end)
+    int pr_window_received(pr_window *window, const uint8_t *head, uint64_t head_length, const uint8_t *payload,
+                           uint64_t payload_length, const uint32_t *blocks, uint32_t block_count, bint nowait,
+                           int64_t timeout, uint64_t *position, uint64_t *end)
     int pr_window_write_out(pr_window *window, uint64_t position, int64_t timeout)
     int pr_window_make_durable(pr_window *window, uint64_t position, int64_t timeout)
     int pr_window_wait_beyond(pr_window *window, bint durable, uint64_t beyond, int64_t timeout, uint64_t *position)
@@ -94,7 +100,8 @@ cdef extern from "window.h" nogil:
     int pr_window_entry(pr_window *window, uint64_t position, pr_entry *entry)
     void pr_entry_release(pr_window *window, pr_entry *entry)
     int pr_window_settle(pr_window *window, uint32_t store, bint nowait)
-    uint64_t pr_window_overlay(pr_window *window, uint32_t store, uint64_t offset, uint64_t length, uint8_t *target, uint8_t *have)
+    uint64_t pr_window_overlay(pr_window *window, uint32_t store, uint64_t offset, uint64_t length, uint8_t *target,
+                               uint8_t *have)
     uint64_t pr_digest(const pr_travel *travel)
     int pr_scan_next(pr_scan *scan, const uint8_t **record, uint64_t *length)
     int pr_scan_beyond(pr_scan *scan)
@@ -302,7 +309,8 @@ cdef class Entry:
         self.check()
         if self.entry.travel == NULL:
             return memoryview(b"")
-        return span(self, <const uint8_t *>self.entry.travel, sizeof(pr_travel) + self.entry.travel.count * sizeof(pr_record))
+        return span(self, <const uint8_t *>self.entry.travel,
+                    sizeof(pr_travel) + self.entry.travel.count * sizeof(pr_record))
 
     @property
     def payload(self):
@@ -315,16 +323,18 @@ cdef class Entry:
     def body(self):
         self.check()
         if self.entry.kind == PR_RECORD_NOTE:
-            return PyBytes_FromStringAndSize(<const char *>self.entry.memory + sizeof(pr_local), (<const pr_local *>self.entry.memory).body_length)
+            return PyBytes_FromStringAndSize(<const char *>self.entry.memory + sizeof(pr_local),
+                                             (<const pr_local *>self.entry.memory).body_length)
         if self.entry.travel.kind == PR_BATCH_OPERATION or self.entry.travel.kind == PR_BATCH_ITEM:
-            return PyBytes_FromStringAndSize(<const char *>self.entry.payload + self.entry.records.payload, self.entry.records.length)
+            return PyBytes_FromStringAndSize(<const char *>self.entry.payload + self.entry.records.payload,
+                                             self.entry.records.length)
         return b""
 
     def stores(self):
         cdef uint32_t i
         cdef set result = set()
         self.check()
-        if self.entry.travel != NULL and self.entry.travel.kind != PR_BATCH_OPERATION and self.entry.travel.kind != PR_BATCH_ITEM:
+        if self.entry.travel != NULL and self.entry.travel.kind not in (PR_BATCH_OPERATION, PR_BATCH_ITEM):
             for i in range(self.entry.travel.count):
                 result.add(self.entry.records[i].store)
         return result
@@ -367,7 +377,8 @@ cdef class Window:
         if alignment not in (512, 4096):
             raise ValueError(f"alignment must be 512 or 4096, not {alignment}")
         if ring_bytes % PR_BLOCK or ring_bytes < 4 * (PR_MAX_PAYLOAD + PR_BLOCK):
-            raise ValueError(f"ring must be a multiple of {PR_BLOCK} and at least {4 * (PR_MAX_PAYLOAD + PR_BLOCK)}, not {ring}")
+            raise ValueError(f"ring must be a multiple of {PR_BLOCK} and at least {4 * (PR_MAX_PAYLOAD + PR_BLOCK)}, "
+                             f"not {ring}")
         if kept % PR_BLOCK:
             raise ValueError(f"reserve must be a multiple of {PR_BLOCK}, not {reserve}")
         self.unit = alignment
@@ -380,12 +391,13 @@ cdef class Window:
 
     # -- life
 
-    def open(self, Device device not None, *, log_offset, log_size, position, tail, chain, lsn, applied_position, applied_lsn,
-             group, generation, seed, previous=0):
+    def open(self, Device device not None, *, log_offset, log_size, position, tail, chain, lsn, applied_position,
+             applied_lsn, group, generation, seed, previous=0):
         cdef pr_window_log log
         cdef int code
         if device.ptr.sector > self.unit:
-            raise ValueError(f"{device.name} has sectors of {device.ptr.sector} bytes, more than the alignment of {self.unit}")
+            raise ValueError(f"{device.name} has sectors of {device.ptr.sector} bytes, more than the alignment of "
+                             f"{self.unit}")
         memset(&log, 0, sizeof(log))
         log.device = device.ptr
         log.offset = number(log_offset, "log_offset")
@@ -441,9 +453,9 @@ cdef class Window:
         with nogil:
             pr_window_look(self.ptr, &s)
         return WindowState(
-            s.end_position, s.written_position, s.durable_position, s.applied_position, s.tail_position, s.end_lsn, s.written_lsn,
-            s.durable_lsn, s.applied_lsn, s.peer_lsn, s.chain, s.log_size, s.ring_size, s.ring_used, s.batches, s.records,
-            s.payload_bytes, s.commits, s.flushes, -s.failed)
+            s.end_position, s.written_position, s.durable_position, s.applied_position, s.tail_position, s.end_lsn,
+            s.written_lsn, s.durable_lsn, s.applied_lsn, s.peer_lsn, s.chain, s.log_size, s.ring_size, s.ring_used,
+            s.batches, s.records, s.payload_bytes, s.commits, s.flushes, -s.failed)
 
     # -- stores
 
@@ -547,8 +559,9 @@ cdef class Window:
 
     def submit_operation(self, body, *, blocks, sizes, dropped, bint wait=True):
         cdef Py_buffer view
-        cdef list changes = [(number(i, "store", 0xffffffff), number(size, "size", (1 << 63) - 1), bool(writable), False)
-                             for i, size, writable in sizes]
+        cdef list changes = [
+            (number(i, "store", 0xffffffff), number(size, "size", (1 << 63) - 1), bool(writable), False)
+            for i, size, writable in sizes]
         changes += [(number(i, "store", 0xffffffff), 0, False, True) for i in dropped]
         cdef uint32_t count = 0, change_count = len(changes), i
         cdef pr_store_change *list_ = NULL
@@ -567,8 +580,8 @@ cdef class Window:
                 list_[i].store, list_[i].size, list_[i].writable, list_[i].dropped = changes[i]
             while code == PR_TIME_OVER:
                 with nogil:
-                    code = pr_window_operation(self.ptr, <const uint8_t *>view.buf, view.len, ids, count, list_, change_count,
-                                               not wait, SLICE, &lsn)
+                    code = pr_window_operation(self.ptr, <const uint8_t *>view.buf, view.len, ids, count, list_,
+                                               change_count, not wait, SLICE, &lsn)
                 if code == PR_TIME_OVER:
                     PyErr_CheckSignals()
         finally:
@@ -590,7 +603,9 @@ cdef class Window:
         raise_misuse(self, code, f"store {store}, [{offset}, {offset} + {length})")
 
     def release_blocks(self, store, offset, length):
-        cdef int code = pr_window_unhold(self.ptr, number(store, "store", 0xffffffff), number(offset, "offset"), number(length, "length"))
+        cdef uint32_t which = number(store, "store", 0xffffffff)
+        cdef uint64_t start = number(offset, "offset"), size = number(length, "length")
+        cdef int code = pr_window_unhold(self.ptr, which, start, size)
         raise_misuse(self, code, f"store {store}, [{offset}, {offset} + {length}), not held")
 
     def commit(self, lsn):
@@ -657,8 +672,9 @@ cdef class Window:
                 try:
                     while code == PR_TIME_OVER:
                         with nogil:
-                            code = pr_window_received(self.ptr, <const uint8_t *>first.buf, first.len, <const uint8_t *>second.buf,
-                                                      second.len, ids, count, not wait, SLICE, &position, &end)
+                            code = pr_window_received(
+                                self.ptr, <const uint8_t *>first.buf, first.len, <const uint8_t *>second.buf,
+                                second.len, ids, count, not wait, SLICE, &position, &end)
                         if code == PR_TIME_OVER:
                             PyErr_CheckSignals()
                 finally:

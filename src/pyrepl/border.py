@@ -46,7 +46,7 @@ def typed(error: Exception, what: str, **context: Any) -> PyreplError:
             return _device_error(error, what, context)
         case LookupError():
             return NotFound(f"{what}: {_words(error)}", **context)
-        case ValueError() | TypeError() | OverflowError():
+        case ValueError() | TypeError() | OverflowError() | BufferError():
             return UsageError(f"{what}: {_words(error)}", **context)
         case _:
             return InternalError(f"{what}: {type(error).__name__}: {error}", **context)
@@ -61,7 +61,8 @@ def _device_error(error: OSError, what: str, context: dict[str, Any]) -> PyreplE
         cure = ": free some space"
     else:
         cure = ""
-    converted = DeviceError(f"{what}: {_words(error)}{cure}", device=error.filename, errno=error.errno, **context)
+    context = {"device": error.filename, "errno": error.errno, **context}
+    converted = DeviceError(f"{what}: {_words(error)}{cure}", **context)
     converted.errno, converted.filename = error.errno, error.filename
     return converted
 
@@ -79,4 +80,6 @@ def again(fault: PyreplError) -> PyreplError:
     """The same failure for another caller: a copy, for tracebacks grow on what is raised twice."""
     fresh = copy.copy(fault).with_traceback(None)
     fresh.__cause__ = fault.__cause__
+    if isinstance(fault, OSError) and isinstance(fresh, OSError):
+        fresh.errno, fresh.filename = fault.errno, fault.filename  # slots: not in the __dict__ that copy takes over
     return fresh

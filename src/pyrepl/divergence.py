@@ -1,8 +1,8 @@
 """The algebra of divergence (model, "The link: a position and a divergence map"): how the set of regions in which a
 secondary may differ changes with what is performed there, folded, or copied.
 
-Decides which regions leave and enter, and when a copied region leaves. Pure: must not know the journal, the wire, nor who asks.
-Every map is a superset of the truth: a rule may mark too much, never too little.
+Decides which regions leave and enter, and when a copied region leaves. Pure: must not know the journal, the wire, nor
+who asks. Every map is a superset of the truth: a rule may mark too much, never too little.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ class Divergence:
                     self.remove(store)
 
     def copied(self, store: int, runs: Runs, lsn: int) -> None:
-        """These regions hold what the primary showed at ``lsn``: until the position is there they differ, then they leave."""
+        """These regions hold what the primary showed at ``lsn``: until the position is there they differ, then they
+        leave."""
         regions = self.maps.get(store)
         if regions is None:
             return

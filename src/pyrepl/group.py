@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -59,10 +60,10 @@ class Group:
         self._links: dict[str, Attachment] = {}
         self._guard = threading.RLock()  # of all links of this group
         if site is not None:
-            self._driver = Driver(site, self._failed)
-            for link in list(site.links.values()):
-                link.guard = self._guard
+            for link in site.links.values():
+                link.guard = self._guard  # before the applier, which folds and saves links, begins
                 self._links[link.name] = Attachment(self, link)
+            self._driver = Driver(site, self._failed)
 
     # ---- made by the node
 
@@ -81,12 +82,12 @@ class Group:
         emit: Emit,
     ) -> Group:
         """Formats a journal; see :meth:`Node.create_group`."""
-        made = journal_size is not None
-        if journal_size is not None:
-            make_journal(journal, journal_size)
+        made = False
         try:
-            if not made:
-                check_free(journal)
+            if journal_size is not None:
+                make_journal(journal, journal_size)
+                made = True
+            check_free(journal)
             device = open_patiently(journal, 0.0)
             try:
                 if not force:
@@ -137,6 +138,7 @@ class Group:
             placement.close()
             fault = typed(error, f"opening group {name!r} on {journal}", group=name)
             fault.__cause__ = error
+            traceback.clear_frames(error.__traceback__)  # they hold the devices that were opened so far
             emit({"event": "group-failed", "group": name, "error": fault.code, "text": str(fault)})
             return cls(name, site=None, placement=placement, emit=emit, fault=fault)
 

@@ -1,7 +1,7 @@
 """Lineages: which history a site's position belongs to, and how far two histories agree.
 
-An event is named by (generation, LSN). A site that becomes able to append begins a generation; its lineage is the list of
-(generation, LSN after which it begins). Decides nothing about who leads; knows no journal. Values are frozen.
+An event is named by (generation, LSN). A site that becomes able to append begins a generation; its lineage is the list
+of (generation, LSN after which it begins). Decides nothing about who leads; knows no journal. Values are frozen.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Lineage:
         return self.pairs[max(0, bisect_left(self._starts, lsn) - 1)][0]
 
     def reached(self, lsn: int) -> Lineage:
-        """The part that a site at this position has reached: the first generation, and all that begin at or before it."""
+        """The part that a site at this position has reached: the first generation, and all that begin at or before
+        it."""
         return Lineage(self.pairs[: max(1, bisect_right(self._starts, lsn))])
 
     def begin(self, generation: bytes, lsn: int) -> Lineage:
@@ -86,13 +87,18 @@ def is_valid(pairs: Iterable[tuple[bytes, int]]) -> bool:
     pairs = list(pairs)
     generations = {generation for generation, _ in pairs}
     starts = [start for _, start in pairs]
-    return (len(pairs) > 0 and len(generations) == len(pairs) and all(len(generation) == 16 for generation in generations)
-            and all(0 <= start < 1 << 63 for start in starts) and starts == sorted(starts))
+    return (
+        len(pairs) > 0
+        and len(generations) == len(pairs)
+        and all(len(generation) == 16 for generation in generations)
+        and all(0 <= start < 1 << 63 for start in starts)
+        and starts == sorted(starts)
+    )
 
 
 def common(a: Lineage, lsn_a: int, b: Lineage, lsn_b: int) -> int:
-    """The fork: the last position that a site at ``lsn_a`` of lineage ``a`` and one at ``lsn_b`` of ``b`` have in common;
-    -1 if the two have no generation in common."""
+    """The fork: the last position that a site at ``lsn_a`` of lineage ``a`` and one at ``lsn_b`` of ``b`` have in
+    common; -1 if the two have no generation in common."""
     k = 0
     while k < min(len(a), len(b)) and a.pairs[k] == b.pairs[k]:
         k += 1

@@ -1,20 +1,22 @@
 """The primary's side of one link: what it knows of the secondary, and what goes out next.
 
-    base    what holds at the secondary durably: position p and divergence D, moved by acknowledgements only, in stream order
-    ahead   what will hold there when everything that was sent has arrived: decides what to copy, and when it is consistent
-    backlog what the journal has dropped, or is about to, and the secondary does not have: skips and operations, in order
+    base     what holds at the secondary durably: position p and divergence D, moved by acknowledgements only, in order
+    ahead    what will hold there when everything that was sent has arrived: decides what to copy next
+    backlog  what the journal has dropped, or is about to, and the secondary lacks: skips and operations, in order
 
-Decides the content and order of the stream (model, "The link"). No threads, sockets or clocks; its methods are called with
-``guard`` held (a context manager; all links of a site share one), except :meth:`Plan.fetch`, which reads and may wait.
+Decides the content and order of the stream (model, "The link"). No threads, sockets or clocks; its methods are called
+with ``guard`` held (a context manager; all links of a site share one), except :meth:`Plan.fetch`, which reads and may
+wait.
 
   L1  Only what is durable here is sent, so a secondary never holds events that this site lost.
-  L2  All of this lives in the checkpoint. A skip is sent only when a checkpoint that holds its fold is durable, and so is any
-      other knowledge that what is sent next would make stale (``_await_save``).
-  L3  After a break the secondary says where it stands. The way from base to there is walked through backlog and journal; what
-      was sent as copies without acknowledgement stays in D, and is copied again.
-  L4  A copy is read when everything before it in the stream was sent already, so nothing in the stream before it is newer.
-  L5  A piece of the backlog does not grow once its skip may be at the secondary, and not across what was sent as events: a
-      piece that arrived as events after all is no difference.
+  L2  All of this lives in the checkpoint. A skip is sent only when a checkpoint that holds its fold is durable, and so
+      is any other knowledge that what is sent next would make stale (``_awaited``).
+  L3  After a break the secondary says where it stands. The way from base to there is walked through backlog and
+      journal; what was sent as copies without acknowledgement stays in D, and is copied again.
+  L4  A copy is read when everything before it in the stream was sent already, so nothing in the stream before it is
+      newer.
+  L5  A piece of the backlog does not grow once its skip may be at the secondary, and not across what was sent as
+      events: a piece that arrived as events after all is no difference.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -31,10 +33,26 @@ from pyrepl._core import batch, layout, pump
 from pyrepl._core.regions import RegionMap
 from pyrepl._core.window import Entry
 from pyrepl.catalog import VOLUME, Catalog, Store
-from pyrepl.divergence import Divergence, Runs, covered
+from pyrepl.divergence import Divergence, covered
 from pyrepl.errors import PeerError, ProtocolError, Refused, UsageError, check
 from pyrepl.items import StoreInfo
+from pyrepl.knowledge import (
+    CopiedRegions,
+    Dropped,
+    Effect,
+    Events,
+    Flight,
+    Knowledge,
+    Made,
+    Performed,
+    Piece,
+    Said,
+    Skipped,
+    kept_operation,
+    unsettles,
+)
 from pyrepl.lineage import Lineage, common, is_valid
+from pyrepl.pairing import describe_limits, info_of, introduce, mismatch
 from pyrepl.protocol import messages
 from pyrepl.protocol.messages import Ack, Close, Heartbeat, Hello, Pair, Paired, Refuse, Welcome
 from pyrepl.protocol.session import Received, Session, State
@@ -48,135 +66,11 @@ MOST_COPIES = 16 << 20  # bytes of copied regions sent and not acknowledged: wha
 KINDS = ("events", "operations", "copied", "items", "control")
 
 
-# ---------------------------------------------------------------- what is sent
-
-class Events(NamedTuple):
-    """A batch of events, and the regions that it overwrites whole."""
-
-    lsn: int
-    position: int
-    runs: dict[int, Runs]
-
-
-class Performed(NamedTuple):
-    """An operation."""
-
-    lsn: int
-    position: int
-    operation: operations.Operation
-
-
-class Skipped(NamedTuple):
-    """A piece of the backlog that will never come as events."""
-
-    piece: Piece
-
-
-class CopiedRegions(NamedTuple):
-    """Regions with their content as of an LSN."""
-
-    store: int
-    runs: Runs
-    read_end: int
-
-
-class Made(NamedTuple):
-    """A store that was lacking."""
-
-    store: Store
-
-
-class Dropped(NamedTuple):
-    """A store that is not ours."""
-
-    store: int
-
-
-class Said(NamedTuple):
-    """An item that changes nothing here: a fork on the spot, *consistent*."""
-
-    unsettles: bool
-
-
-Effect = Events | Performed | Skipped | CopiedRegions | Made | Dropped | Said
-
-
-class Flight(NamedTuple):
-    """What was sent and is not acknowledged: ``frames`` were sent when it had been."""
-
-    frames: int
-    length: int
-    effect: Effect
-    item: int  # number of the last item sent then
-
-
-class Piece:
-    """Of the backlog: a run of events that were folded into regions, or one operation that is kept as it travels."""
-
-    __slots__ = ("fold", "operation", "position", "regions", "sent", "upto")
-
-    def __init__(self, upto: int, position: int, fold: int, *, operation: bytes = b"", sent: bool = False) -> None:
-        self.upto = upto  # LSN
-        self.position = position  # of the record after it
-        self.operation = operation
-        self.regions: dict[int, RegionMap] = {}
-        self.fold = fold  # the save that holds it as it is
-        self.sent = sent  # its skip may be at the secondary
-
-
-class Knowledge:
-    """The secondary at one place of the stream. Its stores are the keys of ``divergence.maps``."""
-
-    def __init__(self, lsn: int, position: int, catalog: Catalog, divergence: Divergence) -> None:
-        self.lsn = lsn
-        self.position = position  # journal position of the first record after it, unless the backlog stands before that
-        self.catalog = catalog  # of the primary, at this LSN
-        self.divergence = divergence
-
-    def copy(self) -> Knowledge:
-        """An independent one that is equal now."""
-        return Knowledge(self.lsn, self.position, self.catalog.copy(), self.divergence.copy())
-
-    def take(self, effect: Effect, region_size: int) -> None:
-        """This was performed there."""
-        divergence = self.divergence
-        match effect:
-            case Events(lsn, position, runs):
-                divergence.overwritten(runs)
-                self.lsn, self.position = lsn, position
-            case Performed(lsn, position, operation):
-                divergence.perform(operation.effects(region_size))
-                operation.apply(self.catalog)
-                self.lsn, self.position = lsn, position
-            case Skipped(piece):
-                for store, regions in piece.regions.items():
-                    divergence.enter(store, regions)
-                self.lsn, self.position = piece.upto, piece.position
-            case CopiedRegions(store, runs, read_end):
-                divergence.copied(store, runs, read_end)
-            case Made(store):
-                divergence.add(store.id, store.size // region_size, differs=True)
-            case Dropped(store):
-                divergence.remove(store)
-        divergence.arrive(self.lsn)
-
-    def missing(self) -> list[Store]:
-        """Stores that the secondary lacks."""
-        return [store for store in self.catalog if store.id not in self.divergence.maps]
-
-    def extra(self) -> list[int]:
-        """Stores that only the secondary has."""
-        return [store for store in self.divergence.maps if store not in self.catalog]
-
-    def is_equal(self) -> bool:
-        """Whether the secondary is the primary's state at this LSN."""
-        return self.divergence.is_empty() and self.divergence.maps.keys() == self.catalog.stores.keys()
-
-
 # ---------------------------------------------------------------- what goes out
 
 class Out:
-    """A frame that is to go out as it stands. ``release`` when it is sent or copied away: it may pin the window's memory."""
+    """A frame that is to go out as it stands. ``release`` when it is sent or copied away: it may pin the window's
+    memory."""
 
     __slots__ = ("buffers", "entry", "kind", "length")
 
@@ -205,7 +99,8 @@ class Plan:
         self.copied: tuple[bytes, memoryview, int] | None = None
 
     def fetch(self) -> None:
-        """Reads it. Called without the guard: reading back may wait for the disk, and for an operation to be performed."""
+        """Reads it. Called without the guard: reading back may wait for the disk, and for an operation to be
+        performed."""
         link, site = self.link, self.link.site
         if self.step is None:
             try:
@@ -242,7 +137,9 @@ class LinkOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             if not least <= value <= most:
                 raise UsageError(f"link option {name} = {value}: must be from {least} to {most}", option=name)
         if self.dead <= self.heartbeat:
-            raise UsageError(f"link option dead = {self.dead}: must be more than heartbeat, {self.heartbeat}", option="dead")
+            raise UsageError(
+                f"link option dead = {self.dead}: must be more than heartbeat, {self.heartbeat}", option="dead"
+            )
 
 
 class PieceRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -333,11 +230,13 @@ class Link:
     # ---------------------------------------------------------------- checkpoints and the log
 
     def begin(self) -> None:
-        """The link's stream begins where the stores are now. Called by the applier's thread, which owns the catalog, when the link
-        becomes part of the group; at the latest by its first :meth:`save`."""
+        """The link's stream begins where the stores are now. Called by the applier's thread, which owns the catalog,
+        when the link becomes part of the group; at the latest by its first :meth:`save`."""
         state = self.site.window.state()
         # Nothing is known of the secondary: no store is there, each will be different everywhere once it is.
-        self.base = self.ahead = Knowledge(state.applied_lsn, state.applied_position, self.site.catalog.copy(), Divergence())
+        self.base = self.ahead = Knowledge(
+            state.applied_lsn, state.applied_position, self.site.catalog.copy(), Divergence()
+        )
         self._begun = True
 
     @property
@@ -376,8 +275,7 @@ class Link:
                     self.backlog[-1].position = position
                 else:
                     self.base.position = position
-                    if self.ahead.position < position:
-                        self.ahead.position = position
+                    self.ahead.position = max(self.ahead.position, position)
 
     def save(self) -> bytes:
         """What a checkpoint holds of this link; :meth:`saved` says when it is durable."""
@@ -385,13 +283,31 @@ class Link:
             self.begin()
         self._captured = self._fold
         base = self.base
-        return msgspec.msgpack.encode(LinkRecord(
-            name=self.name, address=self.address, mode=self.mode, options=self.options, peer=self.peer, paused=self.paused,
-            doubted=self.doubted,
-            lsn=base.lsn, position=base.position, stores=list(base.catalog), next_id=base.catalog.next_id,
-            divergence={store: regions.encode() for store, regions in base.divergence.maps.items()},
-            backlog=[PieceRecord(piece.upto, piece.position, {store: regions.encode() for store, regions in piece.regions.items()},
-                                 piece.operation) for piece in self.backlog]))
+        return msgspec.msgpack.encode(
+            LinkRecord(
+                name=self.name,
+                address=self.address,
+                mode=self.mode,
+                options=self.options,
+                peer=self.peer,
+                paused=self.paused,
+                doubted=self.doubted,
+                lsn=base.lsn,
+                position=base.position,
+                stores=list(base.catalog),
+                next_id=base.catalog.next_id,
+                divergence={store: regions.encode() for store, regions in base.divergence.maps.items()},
+                backlog=[
+                    PieceRecord(
+                        piece.upto,
+                        piece.position,
+                        {store: regions.encode() for store, regions in piece.regions.items()},
+                        piece.operation,
+                    )
+                    for piece in self.backlog
+                ],
+            )
+        )
 
     def saved(self, checkpoint: int) -> None:
         """The checkpoint that :meth:`save` was last called for is durable."""
@@ -412,8 +328,15 @@ class Link:
     def restore(cls, site: Any, data: bytes, guard: AbstractContextManager[Any] | None = None) -> Link:
         """A link as its record says. Any skip of its backlog may have been sent since."""
         record = msgspec.msgpack.decode(data, type=LinkRecord)
-        link = cls(site, record.name, address=record.address, mode=record.mode, peer=record.peer, options=record.options,
-                   guard=guard)
+        link = cls(
+            site,
+            record.name,
+            address=record.address,
+            mode=record.mode,
+            peer=record.peer,
+            options=record.options,
+            guard=guard,
+        )
         link._begun = True
         link.paused, link.doubted = record.paused, record.doubted
         link.base = Knowledge(record.lsn, record.position,
@@ -446,10 +369,20 @@ class Link:
         self._reset()
         self.session = session
         self.state = "connecting"
-        return session.send(Hello(
-            versions=[layout.WIRE_VERSION], group=site.group_id, group_name=site.name, node=site.node_id, link=self.name,
-            limits=messages.limits(site.alignment, site.region_size), mode=self.mode, lineage=site.lineage.encode(),
-            lsn=state.durable_lsn, stores=introduce(site.end.catalog)))
+        return session.send(
+            Hello(
+                versions=[layout.WIRE_VERSION],
+                group=site.group_id,
+                group_name=site.name,
+                node=site.node_id,
+                link=self.name,
+                limits=messages.limits(site.alignment, site.region_size),
+                mode=self.mode,
+                lineage=site.lineage.encode(),
+                lsn=state.durable_lsn,
+                stores=introduce(site.end.catalog),
+            )
+        )
 
     def disconnect(self, error: str = "", state: str = "connecting") -> None:
         """The connection has ended: what was sent is unknown until the secondary says where it stands."""
@@ -507,9 +440,15 @@ class Link:
 
     def is_steady(self, durable_position: int) -> bool:
         """Whether nothing but a new event can bring the stream on: no acknowledgement is waited for."""
-        return (self.consistent and self._will_be_consistent and self._caught_up and self.ahead.position >= durable_position
-                and self.base.divergence.is_empty() and len(self.flight) < MOST_FRAMES
-                and self.flight_bytes < self.options.most_flight)
+        return (
+            self.consistent
+            and self._will_be_consistent
+            and self._caught_up
+            and self.ahead.position >= durable_position
+            and self.base.divergence.is_empty()
+            and len(self.flight) < MOST_FRAMES
+            and self.flight_bytes < self.options.most_flight
+        )
 
     # ---------------------------------------------------------------- what goes out next
 
@@ -529,7 +468,7 @@ class Link:
         if extra:
             return self._item(items.Drop(extra[0]), Dropped(extra[0]))
         if missing:
-            return self._item(items.Make(_info(missing[0])), Made(missing[0]))
+            return self._item(items.Make(info_of(missing[0])), Made(missing[0]))
         if self._catch_up <= ahead.position:  # what had to go first has gone: a copy has its turn
             copy = self._copy()
             if copy is not None:
@@ -554,10 +493,12 @@ class Link:
         if plan.step is not None:
             return self._place_copy(plan.step, plan.copied)
         entry, ahead = plan.entry, self.ahead
-        if entry is None or not self.is_open or plan.position != ahead.position or self._next_piece() is not None:
+        if not self.is_open or plan.position != ahead.position or self._next_piece() is not None:
             if entry is not None:
                 entry.release()
             return None
+        check(entry is not None, "the log holds what a link has not sent", link=self.name, position=plan.position)
+        assert entry is not None
         if entry.kind != layout.RECORD_BATCH or entry.batch_kind not in (layout.BATCH_EVENTS, layout.BATCH_OPERATION):
             ahead.position = entry.next_position
             if not self.flight and self.base.lsn == ahead.lsn:
@@ -624,16 +565,29 @@ class Link:
         if self.session is not None:
             bytes_sent["control"] += self.session.bytes_sent
         return {
-            "name": self.name, "address": self.address, "mode": self.mode, "state": word, "connected": connected,
-            "consistent": self.consistent, "degraded": self.mode == SYNC and not self.promises,
+            "name": self.name,
+            "address": self.address,
+            "mode": self.mode,
+            "state": word,
+            "connected": connected,
+            "consistent": self.consistent,
+            "degraded": self.mode == SYNC and not self.promises,
             "peer": self.peer.hex() if self.peer is not None else None,
-            "lsn": base.lsn, "received_lsn": self.received_lsn, "durable_lsn": base.lsn, "applied_lsn": self.applied_lsn,
-            "lag_events": lag, "lag_bytes": max(0, state.end_position - base.position) if lag else 0,
+            "lsn": base.lsn,
+            "received_lsn": self.received_lsn,
+            "durable_lsn": base.lsn,
+            "applied_lsn": self.applied_lsn,
+            "lag_events": lag,
+            "lag_bytes": max(0, state.end_position - base.position) if lag else 0,
             "divergent_bytes": (differs + sum(store.size // self.site.region_size for store in base.missing()))
-            * self.site.region_size, "backlog_bytes": backlog * self.site.region_size,
-            "in_flight_bytes": self.flight_bytes, "bytes_sent": bytes_sent, "connections": self.connections,
+            * self.site.region_size,
+            "backlog_bytes": backlog * self.site.region_size,
+            "in_flight_bytes": self.flight_bytes,
+            "bytes_sent": bytes_sent,
+            "connections": self.connections,
             "synced": connected and self.consistent and not differs and lag == 0,
-            "reason": self.resync_reason if word == "resyncing" else "", "last_error": self.last_error,
+            "reason": self.resync_reason if word == "resyncing" else "",
+            "last_error": self.last_error,
         }
 
     # ---------------------------------------------------------------- inside: the handshake
@@ -654,17 +608,22 @@ class Link:
         site, session = self.site, self.session
         assert session is not None
         if welcome.version != layout.WIRE_VERSION:
-            self._refuse(f"the secondary speaks version {welcome.version} of the protocol, this site {layout.WIRE_VERSION}",
-                         "version")
+            self._refuse(
+                f"the secondary speaks version {welcome.version} of the protocol, this site {layout.WIRE_VERSION}",
+                "version",
+            )
         if welcome.limits != messages.limits(site.alignment, site.region_size):
-            self._refuse(f"the secondary's group has {describe_limits(welcome.limits)}, this one has "
-                         f"{describe_limits(messages.limits(site.alignment, site.region_size))}: both must be made alike", "limits")
+            self._refuse(
+                f"the secondary's group has {describe_limits(welcome.limits)}, this one has "
+                f"{describe_limits(messages.limits(site.alignment, site.region_size))}: both must be made alike",
+                "limits",
+            )
         if welcome.node == site.node_id:
             self._refuse("the address leads to this very node", "identity")
         if self.peer is not None and welcome.node != self.peer:
             self._refuse(f"node {welcome.node.hex()} answers where node {self.peer.hex()} was paired", "identity")
         if welcome.group is None:
-            if any(piece.sent for piece in self.backlog) or self.peer is not None:
+            if self.peer is not None:
                 self._refuse("the secondary is fresh, but this link was paired: remove the link and add it again "
                              "to synchronize from nothing", "identity")
             return self._pair(welcome)
@@ -687,12 +646,19 @@ class Link:
         self._paired_stores = [store for store in base.catalog if store.kind == VOLUME]
         self._pending_peer = welcome.node
         self.item = welcome.item
-        return session.send(Pair(group=site.group_id, node=site.node_id, lineage=site.lineage.reached(base.lsn).encode(),
-                                 lsn=base.lsn, stores=[_info(store) for store in self._paired_stores]))
+        return session.send(
+            Pair(
+                group=site.group_id,
+                node=site.node_id,
+                lineage=site.lineage.reached(base.lsn).encode(),
+                lsn=base.lsn,
+                stores=[info_of(store) for store in self._paired_stores],
+            )
+        )
 
     def _start_later(self) -> bool:
-        """A link that was never paired begins where the journal ends now, if other stores are there by now. Saved before it is used (L2):
-        a store that was created on the way is not the one that the secondary has prepared."""
+        """A link that was never paired begins where the journal ends now, if other stores are there by now. Saved
+        before it is used (L2): a store that was created on the way is not the one that the secondary has prepared."""
         before = self.base.catalog.copy()
         if not self._advance(self.site.window.state().durable_lsn) or before.stores == self.base.catalog.stores:
             return False
@@ -734,7 +700,9 @@ class Link:
             self._start_over(fork)
         elif self.consistent and not self.doubted and there.keys() == base.catalog.stores.keys():
             # It equals this site as of where it stands: what an older checkpoint still says of D is outdated.
-            base.divergence = Divergence({store.id: RegionMap(store.size // site.region_size) for store in base.catalog})
+            base.divergence = Divergence(
+                {store.id: RegionMap(store.size // site.region_size) for store in base.catalog}
+            )
         self._match(there, lost)
         self._opened()
 
@@ -748,8 +716,11 @@ class Link:
             known = info.id in base.divergence.maps
             if ours is not None and (info.size != ours.size or info.name != ours.name):
                 if known and not lost:
-                    self._refuse(f"store {info.id} is {info.name!r} of {info.size} bytes at the secondary and {ours.name!r} of "
-                                 f"{ours.size} here at event {base.lsn}", "stores")
+                    self._refuse(
+                        f"store {info.id} is {info.name!r} of {info.size} bytes at the secondary and {ours.name!r} of "
+                        f"{ours.size} here at event {base.lsn}",
+                        "stores",
+                    )
                 base.divergence.remove(info.id)
                 self._remake.append(info.id)
             elif not known:
@@ -775,7 +746,7 @@ class Link:
                 base.lsn = lsn  # so far it came as events; what a skip passes over enters when it was performed
                 break
             if piece.operation:
-                base.take(Performed(piece.upto, piece.position, _operation(piece.operation)), self.site.region_size)
+                base.take(Performed(piece.upto, piece.position, kept_operation(piece.operation)), self.site.region_size)
             elif piece.sent:
                 base.take(Skipped(piece), self.site.region_size)
             else:
@@ -804,8 +775,8 @@ class Link:
         return True
 
     def _start_over(self, fork: int) -> None:
-        """Nothing is known of the secondary but that it shares events up to ``fork``: it goes back there, or to where base is, skips to base,
-        and all of it is copied. Saved before a word of it is said (L2)."""
+        """Nothing is known of the secondary but that it shares events up to ``fork``: it goes back there, or to where
+        base is, skips to base, and all of it is copied. Saved before a word of it is said (L2)."""
         base = self.base
         self._fold += 1
         self._awaited = self._fold
@@ -813,7 +784,9 @@ class Link:
             self.backlog.appendleft(Piece(base.lsn, base.position, self._fold))
             base.lsn = fork  # the catalog stays that of the skip's end: makes and drops come before it
         region_size = self.site.region_size
-        base.divergence = Divergence({store.id: RegionMap(store.size // region_size, marked=True) for store in base.catalog})
+        base.divergence = Divergence(
+            {store.id: RegionMap(store.size // region_size, marked=True) for store in base.catalog}
+        )
 
     # ---------------------------------------------------------------- inside: the stream
 
@@ -833,7 +806,7 @@ class Link:
         catalog = self.base.catalog.copy()
         for piece in self.backlog:
             if piece.operation:
-                _operation(piece.operation).apply(catalog)
+                kept_operation(piece.operation).apply(catalog)
         return catalog
 
     def _fork(self) -> Out:
@@ -843,7 +816,8 @@ class Link:
         return self._item(items.Fork(self.site.lineage.reached(lsn).encode(), lsn), Said(unsettles=False))
 
     def _announce(self, lsn: int) -> None:
-        """The secondary is told the lineage up to this LSN: where does the next generation begin, to be announced by a fork?"""
+        """The secondary is told the lineage up to this LSN: where does the next generation begin, to be announced by a
+        fork?"""
         self._next_start = next((start for _, start in self.site.lineage if start > lsn), None)
 
     def _event(self, durable_position: int) -> Out | Plan | None:
@@ -854,7 +828,7 @@ class Link:
         if piece.operation:
             count = batch.head_length(1)
             data = memoryview(piece.operation)
-            effect = Performed(piece.upto, piece.position, _operation(piece.operation))
+            effect = Performed(piece.upto, piece.position, kept_operation(piece.operation))
             return self._out("operations", data[:count], data[count:], effect)
         if piece.fold > self._saved:
             return None
@@ -881,7 +855,7 @@ class Link:
 
     def _may_say_consistent(self) -> bool:
         return (not self._will_be_consistent and self.ahead.is_equal() and self.base.is_equal()
-                and not any(_unsettles(flight.effect) for flight in self.flight)
+                and not any(unsettles(flight.effect) for flight in self.flight)
                 and not any(not piece.operation for piece in self.backlog))
 
     def _item(self, item: items.Item, effect: Effect) -> Out:
@@ -900,7 +874,7 @@ class Link:
         length = len(head) + len(payload)
         header = session.send_batch(length)
         self.ahead.take(effect, self.site.region_size)
-        if _unsettles(effect):
+        if unsettles(effect):
             self._will_be_consistent = self._caught_up = False
             self.settle()
         self.flight.append(Flight(session.sent, length, effect, self.item))
@@ -929,9 +903,14 @@ class Link:
                 self.backlog.popleft()
         if not self._acked_item:
             return  # it has not come to the fork yet, and says where it stood before
-        if (ack.durable_lsn, ack.item) != (base.lsn, self._acked_item) or not base.lsn <= ack.received_lsn <= self.ahead.lsn:
-            raise ProtocolError(f"an acknowledgement at event {ack.durable_lsn} and item {ack.item}, where what it acknowledges "
-                                f"ends at event {base.lsn} and item {self._acked_item}")
+        if (ack.durable_lsn, ack.item) != (
+            base.lsn,
+            self._acked_item,
+        ) or not base.lsn <= ack.received_lsn <= self.ahead.lsn:
+            raise ProtocolError(
+                f"an acknowledgement at event {ack.durable_lsn} and item {ack.item}, where what it acknowledges "
+                f"ends at event {base.lsn} and item {self._acked_item}"
+            )
         if not self.flight:
             base.position = max(base.position, self.ahead.position)
         self.applied_lsn, self.received_lsn = min(ack.applied_lsn, self.ahead.lsn), ack.received_lsn
@@ -939,42 +918,3 @@ class Link:
         if self.consistent and base.is_equal():
             self.resync_reason, self.doubted = "", False
         self.settle()
-
-
-def _unsettles(effect: Effect) -> bool:
-    return isinstance(effect, Skipped | CopiedRegions | Made | Dropped) or (isinstance(effect, Said) and effect.unsettles)
-
-
-def _operation(travelling: bytes) -> operations.Operation:
-    return operations.decode(travelling[batch.head_length(1):][: _body_length(travelling)])
-
-
-def _body_length(travelling: bytes) -> int:
-    return batch.records(travelling)[0].length
-
-
-def mismatch(catalog: Catalog, stores: list[StoreInfo]) -> str:
-    """Why these cannot be the secondary's volumes for this group's; empty: they match."""
-    ours = {store.name: store for store in catalog if store.kind == VOLUME}
-    theirs = {store.name: store for store in stores}
-    for name in sorted(ours.keys() | theirs.keys()):
-        if name not in theirs:
-            return f"the secondary has no volume {name!r}: add it there with {ours[name].size} bytes"
-        if name not in ours:
-            return f"the secondary has a volume {name!r} that this group does not have"
-        if ours[name].size != theirs[name].size:
-            return f"volume {name!r} is {ours[name].size} bytes long here and {theirs[name].size} at the secondary"
-    return ""
-
-
-def _info(store: Store) -> StoreInfo:
-    return StoreInfo(store.id, store.name, store.kind, store.size, store.origin)
-
-
-def introduce(catalog: Catalog) -> list[StoreInfo]:
-    return [_info(store) for store in catalog]
-
-
-def describe_limits(limits: messages.Limits) -> str:
-    return (f"alignment {limits.alignment}, region size {limits.region_size}, largest event {limits.max_event}, "
-            f"largest batch {limits.max_payload}")

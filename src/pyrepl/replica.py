@@ -1,10 +1,10 @@
 """The secondary's side of a link: whether a primary may feed this site, whether what it sends may be taken, and what is
 acknowledged.
 
-Decides every refusal of a secondary before anything is written: the handshake (who, what group, what limits, which history) and
-each batch (next in its order, whole, inside its stores). Must not know how a batch is performed (``applier``), nor sockets.
-A batch that passes goes to :meth:`Site.receive` as it came. What is durable is told by the window; this only remembers which frame ended
-where.
+Decides every refusal of a secondary before anything is written: the handshake (who, what group, what limits, which
+history) and each batch (next in its order, whole, inside its stores). Must not know how a batch is performed
+(``applier``), nor sockets. A batch that passes goes to :meth:`Site.receive` as it came. What is durable is told by the
+window; this only remembers which frame ended where.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pyrepl._core import batch, layout
 from pyrepl.divergence import descriptors
 from pyrepl.errors import PeerError, ProtocolError, PyreplError, Refused, check
 from pyrepl.lineage import Lineage, common, is_valid
-from pyrepl.link import describe_limits, introduce, mismatch
+from pyrepl.pairing import describe_limits, introduce
 from pyrepl.protocol import messages
 from pyrepl.protocol.messages import Ack, Close, Heartbeat, Hello, Pair, Paired, Refuse, Welcome
 from pyrepl.protocol.session import Batch, Received, Session, State
@@ -139,16 +139,25 @@ class Replica:
         """
         site = self.site
         if layout.WIRE_VERSION not in hello.versions:
-            self._refuse("version", f"this site speaks version {layout.WIRE_VERSION} of the protocol, the primary does not")
+            self._refuse(
+                "version", f"this site speaks version {layout.WIRE_VERSION} of the protocol, the primary does not"
+            )
         if site.role != "secondary":
             self._refuse("role", f"group {site.name!r} is a primary on this node")
         if hello.node == site.node_id:
             self._refuse("identity", "the primary is this very node")
         ours = messages.limits(site.alignment, site.region_size)
-        for code, names in (("alignment", ("alignment",)), ("region-size", ("region_size",)), ("limits", ("max_event", "max_payload"))):
+        for code, names in (
+            ("alignment", ("alignment",)),
+            ("region-size", ("region_size",)),
+            ("limits", ("max_event", "max_payload")),
+        ):
             if any(getattr(hello.limits, name) != getattr(ours, name) for name in names):
-                self._refuse(code, f"the primary's group has {describe_limits(hello.limits)}, this one has {describe_limits(ours)}: "
-                                   "both must be made alike")
+                self._refuse(
+                    code,
+                    f"the primary's group has {describe_limits(hello.limits)}, this one has {describe_limits(ours)}: "
+                    "both must be made alike",
+                )
         if not is_valid(hello.lineage):
             raise ProtocolError("a hello without a lineage")
         if site.group_id is None:
@@ -167,14 +176,25 @@ class Replica:
         self.judge(hello)
         self._hello = hello
         self._settle_position()
-        return self.session.send(Welcome(
-            version=layout.WIRE_VERSION, session=int.from_bytes(self._entropy(4), "little") or 1, group=site.group_id,
-            node=site.node_id, limits=messages.limits(site.alignment, site.region_size), lineage=None if site.group_id is None else site.end.lineage.encode(),
-            lsn=self._last.lsn, applied=site.window.state().applied_lsn, item=site.end.item,
-            consistent=site.end.consistent and site.group_id is not None, stores=introduce(site.end.catalog)))
+        return self.session.send(
+            Welcome(
+                version=layout.WIRE_VERSION,
+                session=int.from_bytes(self._entropy(4), "little") or 1,
+                group=site.group_id,
+                node=site.node_id,
+                limits=messages.limits(site.alignment, site.region_size),
+                lineage=None if site.group_id is None else site.end.lineage.encode(),
+                lsn=self._last.lsn,
+                applied=site.window.state().applied_lsn,
+                item=site.end.item,
+                consistent=site.end.consistent and site.group_id is not None,
+                stores=introduce(site.end.catalog),
+            )
+        )
 
     def _settle_position(self) -> None:
-        """What is reported must not be lost later: all that the journal holds is made durable first (rule report_durable)."""
+        """What is reported must not be lost later: all that the journal holds is made durable first (rule
+        report_durable)."""
         end, window = self.site.end, self.site.window
         position = window.state().end_position
         window.make_durable(position)
@@ -196,7 +216,9 @@ class Replica:
         for store in site.end.catalog:
             info = names.get(store.name)
             if info is None or info.size != store.size or info.kind != store.kind:
-                self._refuse("stores", f"volume {store.name!r} of {store.size} bytes does not match what the primary names")
+                self._refuse(
+                    "stores", f"volume {store.name!r} of {store.size} bytes does not match what the primary names"
+                )
         if len(names) != len(site.end.catalog.stores):
             self._refuse("stores", "the primary names volumes that this site does not have")
         lineage = Lineage.decode(pair.lineage)
@@ -211,7 +233,9 @@ class Replica:
         check(site.group_id is not None, "a batch comes only after pairing")
         reason = batch.judge(data, alignment=site.alignment, group=site.group_id)
         if reason:
-            raise ProtocolError(f"a batch that is not whole: {batch.REASONS.get(reason, 'unknown reason')}", reason=reason)
+            raise ProtocolError(
+                f"a batch that is not whole: {batch.REASONS.get(reason, 'unknown reason')}", reason=reason
+            )
         travel = batch.head(data)
         count = batch.head_length(travel.count)
         head, payload = data[:count], data[count:]
@@ -306,7 +330,8 @@ class Replica:
         return "items"
 
     def _check_fork(self, pairs: list[tuple[bytes, int]], lsn: int) -> None:
-        """Only to a position that both have in common, along the lineage of the hello; once where the stream opens, later on the spot."""
+        """Only to a position that both have in common, along the lineage of the hello; once where the stream opens,
+        later on the spot."""
         end, hello = self.site.end, self._hello
         assert hello is not None
         theirs = Lineage.decode(hello.lineage)

@@ -1,7 +1,7 @@
 """Resync: which regions are copied next, and how much at a time.
 
-Decides the order (stores by id, regions upwards, round and round) and the size of one step. Must not know when a step may be
-sent (``link``), nor how regions are read (``_core.pump``).
+Decides the order (stores by id, regions upwards, round and round) and the size of one step. Must not know when a step
+may be sent (``link``), nor how regions are read (``_core.pump``).
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class Walk:
         self._store = 0
         self._region = 0
 
-    def next(self, divergence: Divergence, stores: Iterable[Store], size_now: Callable[[int], int | None]) -> Step | None:
+    def next(
+        self, divergence: Divergence, stores: Iterable[Store], size_now: Callable[[int], int | None]
+    ) -> Step | None:
         """The next step, or None if nothing can be copied now.
 
         Args:

@@ -130,13 +130,14 @@ class Site:
         site.checkpoints = checkpoint.sequence
         scan = recover(site, checkpoint)
         site._checkpoint_position = checkpoint.applied_position
-        site._open_window(scan.end_position, checkpoint.scan_position, scan.chain)
-        if site.role == PRIMARY:
-            site._activate()
         if body.links:
             from pyrepl.link import Link  # which knows Site
 
             site.links = {name: Link.restore(site, blob) for name, blob in body.links.items()}
+        tail = min([checkpoint.scan_position, *(link.position for link in site.links.values())])
+        site._open_window(scan.end_position, tail, scan.chain)
+        if site.role == PRIMARY:
+            site._activate()
         return site
 
     def begin_window(self, applied_position: int, redo: list[tuple[int, bytes]]) -> None:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from pyrepl.group import Group
 
 
+# What the core raises for a call that cannot be.
+_MISUSE = (ValueError, TypeError, LookupError, OverflowError, BufferError)
+
+
 class Extent(NamedTuple):
     """A range of bytes of a store. Of operations: whole regions of the group."""
 
@@ -37,8 +41,10 @@ class Store:
     def __init__(self, group: Group, store_id: int, name: str, result: OperationResult | None = None) -> None:
         self._group = group
         self._id = store_id
+        self._site = group.site
         self._window = group.site.window
         self._stores = group.site.stores
+        self._paired = group.site.group_id  # when a fresh secondary is paired, its stores get other numbers
         self.name = name
         self.result = result
         """The operation that made it; None for a handle that was found by name."""
@@ -52,13 +58,15 @@ class Store:
     @property
     def id(self) -> int:
         """The store's number, never used again in its group."""
+        if self._site.group_id is not self._paired:
+            self._find()
         return self._id
 
     @property
     def size(self) -> int:
         """Bytes."""
         while True:
-            size = self._window.store_size(self._id)
+            size = self._window.store_size(self.id)
             if size is not None:
                 return size
             self._find()
@@ -66,11 +74,11 @@ class Store:
     @property
     def device(self) -> str | None:
         """The path of the device that it has at this site; None until the operation that makes it is performed."""
-        place = self._group.site.shelf.places.get(self._id)
+        place = self._group.site.shelf.places.get(self.id)
         return place.path if place is not None else None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Store) and other._group is self._group and other._id == self._id
+        return isinstance(other, Store) and other._group is self._group and other.id == self.id
 
     def __hash__(self) -> int:
         return hash((id(self._group), self.name))  # not the number: a secondary's changes when it is paired
@@ -125,6 +133,8 @@ class Store:
         while True:
             if group.fault is not None:
                 group.check()
+            if self._site.group_id is not self._paired:
+                self._find()
             try:
                 return view.read(self._window, self._stores, self._id, offset, length)
             except Exception as error:
@@ -136,6 +146,8 @@ class Store:
         while True:
             if group.fault is not None:
                 group.check()
+            if self._site.group_id is not self._paired:
+                self._find()
             try:
                 view.readinto(self._window, self._stores, self._id, offset, buffer)
             except Exception as error:
@@ -236,16 +248,16 @@ class Store:
         return self._group.name_of(self, catalog)
 
     def _find(self) -> None:
-        """The number has changed, or the store is gone."""
+        """The number was given when the group was not paired yet, or the store is gone."""
         group = self._group
         if group.fault is not None:
             group.check()
+        paired = self._site.group_id
         now = group.look_up(self.name)
-        if (
-            now is None or now.id == self._id or group.role == "primary"
-        ):  # of that name there may be another store by now
+        # Within one identity of the group a number is for ever: what has this name now is another store.
+        if now is None or paired is self._paired:
             raise NotFound(f"group {group.name!r}: {self.kind} {self.name!r} was deleted", name=self.name)
-        self._id = now.id
+        self._id, self._paired = now.id, paired
 
     def _settle(self, error: Exception, doing: str, offset: int, length: int) -> None:
         """Makes the call worth repeating, or raises what it should have."""
@@ -253,7 +265,7 @@ class Store:
         if isinstance(error, LookupError) and not isinstance(error, PyreplError):
             self._find()
             return
-        if isinstance(error, ValueError | TypeError | OverflowError):
+        if isinstance(error, _MISUSE):
             self.check_range(offset, length)
         raise self._group.failure(error, what) from error
 
@@ -289,12 +301,8 @@ class Store:
     def _write_otherwise(self, error: Exception, offset: int, data: Buffer, fua: bool) -> int:
         """The write that was not aligned; or the reason why there cannot be one."""
         self._check_writable()
-        if not isinstance(error, ValueError | TypeError | LookupError | OverflowError) or isinstance(
-            error, PyreplError
-        ):
-            raise self._group.failure(
-                error, f"group {self._group.name!r}: writing {self.kind} {self.name!r}"
-            ) from error
+        if isinstance(error, PyreplError) or not isinstance(error, _MISUSE):
+            raise self._group.failure(error, f"group {self._group.name!r}: writing {self.name!r}") from error
         length = _length(data, self, "writing")
         if isinstance(error, LookupError):
             self._find()

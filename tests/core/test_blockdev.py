@@ -185,7 +185,7 @@ def test_a_loop_device_without_direct_io_is_let_go(monkeypatch, image):
     assert len(cleared) == 1
 
 
-# ---- who uses it --------------------------------------------------------------------------------------------------------
+# ---- who uses it ---------------------------------------------------------------------------------------------------
 
 
 def test_a_loop_device_is_used_by_who_opened_it(attach, image):

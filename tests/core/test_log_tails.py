@@ -1,7 +1,7 @@
 """Forged ends of a log: where the scan stops, for which reason, and what it says was durable.
 
-After PostgreSQL's src/test/recovery/t/039_end_of_wal.pl, for the records of layout.h. The first records of each log are written by
-a real window, the last one is forged from the twin in support/forge.py.
+After PostgreSQL's src/test/recovery/t/039_end_of_wal.pl, for the records of layout.h. The first records of each log are
+written by a real window, the last one is forged from the twin in support/forge.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ LOG = 5 << 20
 BLOCK = 4096
 
 
-def write_log(*payloads: int, log: int = LOG, position: int = 0, flush_after: tuple[int, ...] = (), seed: int = 77) -> MemoryDevice:
+def write_log(
+    *payloads: int, log: int = LOG, position: int = 0, flush_after: tuple[int, ...] = (), seed: int = 77
+) -> MemoryDevice:
     """A log with one event of each of these lengths (bytes), written by the window from `position` on."""
     device = MemoryDevice(size=START + log)
     with_window(device, payloads, log, position, flush_after, seed)
@@ -29,8 +31,20 @@ def write_log(*payloads: int, log: int = LOG, position: int = 0, flush_after: tu
 
 def with_window(device, payloads, log, position, flush_after=(), seed=77, chain=5, lsn=0):
     window = Window(ring=17 << 20, alignment=512, reserve=0)
-    window.open(device, log_offset=START, log_size=log, position=position, tail=position, chain=chain, lsn=lsn, applied_position=position,
-                applied_lsn=lsn, group=forge.GROUP, generation=forge.GENERATION, seed=seed)
+    window.open(
+        device,
+        log_offset=START,
+        log_size=log,
+        position=position,
+        tail=position,
+        chain=chain,
+        lsn=lsn,
+        applied_position=position,
+        applied_lsn=lsn,
+        group=forge.GROUP,
+        generation=forge.GENERATION,
+        seed=seed,
+    )
     window.set_store(1, 1 << 30)
     for i, length in enumerate(payloads):
         window.write(1, 0, bytes([i + 1]) * length)
@@ -82,8 +96,14 @@ TAILS = {
     "version from the future": (lambda e, c: forged_batch(e, c, place={"version": 2}), VERSION),
     "kind unknown": (lambda e, c: forged_batch(e, c, place={"kind": 3}), KIND),
     "misdirected": (lambda e, c: forge.place(*event(), position=e + BLOCK, chain=c), POSITION),
-    "an earlier lap": (lambda e, c: forge.place(*event(), position=e - LOG, chain=c) if e >= LOG else
-                       forge.place(*event(), position=e + LOG, chain=c), POSITION),
+    "an earlier lap": (
+        lambda e, c: (
+            forge.place(*event(), position=e - LOG, chain=c)
+            if e >= LOG
+            else forge.place(*event(), position=e + LOG, chain=c)
+        ),
+        POSITION,
+    ),
     "chain of another record": (lambda e, c: forged_batch(e, c ^ 1), CHAIN),
     "chain 0": (lambda e, c: forged_batch(e, 0), CHAIN),
     "head CRC": (lambda e, c: forged_batch(e, c, place={"crc": 0x12345678}), HEAD_CRC),
@@ -93,8 +113,14 @@ TAILS = {
     "a flipped bit in a descriptor": (lambda e, c: changed(forged_batch(e, c), 192 + 9, b"\x07"), HEAD_CRC),
     "body CRC": (lambda e, c: changed(forged_batch(e, c), BLOCK + 700, b"\x00"), BODY_CRC),
     "body old, head new": (lambda e, c: changed(forged_batch(e, c), BLOCK, b"\x02" * 1024), BODY_CRC),
-    "head old, body new": (lambda e, c: forge.place(*event(b"\x01"), position=e, chain=c ^ 1)[:BLOCK] + b"\xee" * BLOCK, CHAIN),
-    "reserved bytes of the local part": (lambda e, c: forged_batch(e, c, place={"reserved": b"\0\0\0\x01\0\0\0\0"}), RESERVED),
+    "head old, body new": (
+        lambda e, c: forge.place(*event(b"\x01"), position=e, chain=c ^ 1)[:BLOCK] + b"\xee" * BLOCK,
+        CHAIN,
+    ),
+    "reserved bytes of the local part": (
+        lambda e, c: forged_batch(e, c, place={"reserved": b"\0\0\0\x01\0\0\0\0"}),
+        RESERVED,
+    ),
     "reserved bytes of the travel part": (lambda e, c: forged_batch(e, c, reserved=b"\x01".ljust(44, b"\0")), RESERVED),
     "flags of the travel part": (lambda e, c: forged_batch(e, c, flags=1), RESERVED),
     "a note's type on a batch": (lambda e, c: forged_batch(e, c, place={"note": 1}), RESERVED),
@@ -102,12 +128,24 @@ TAILS = {
     "descriptor outside the payload": (lambda e, c: forged_batch(e, c, payload_at=512), RECORD),
     "descriptor far outside": (lambda e, c: forged_batch(e, c, payload_at=0xFFFFFE00), RECORD),
     "no record": (lambda e, c: forge.place(*forge.batch([], first_lsn=3), position=e, chain=c), COUNT),
-    "a zero of no length": (lambda e, c: forge.place(*forge.batch([(forge.ZERO, 1, 0, 0)]), position=e, chain=c), RECORD),
-    "offset 2**64 - 512": (lambda e, c: forge.place(*forge.batch([(forge.ZERO, 1, 2**64 - 512, 512)]), position=e, chain=c), RECORD),
+    "a zero of no length": (
+        lambda e, c: forge.place(*forge.batch([(forge.ZERO, 1, 0, 0)]), position=e, chain=c),
+        RECORD,
+    ),
+    "offset 2**64 - 512": (
+        lambda e, c: forge.place(*forge.batch([(forge.ZERO, 1, 2**64 - 512, 512)]), position=e, chain=c),
+        RECORD,
+    ),
     "another group's": (lambda e, c: forged_batch(e, c, group=b"h" * 16), GROUP),
     "note with a bad body": (lambda e, c: changed(forge.note(b"a note", position=e, chain=c), 66, b"!"), BODY_CRC),
-    "note with a body beyond its length": (lambda e, c: forge.note(b"a note", position=e, chain=c, body_length=BLOCK), LENGTH),
-    "note with a body of 2**32 - 1": (lambda e, c: forge.note(b"a note", position=e, chain=c, body_length=2**32 - 1), LENGTH),
+    "note with a body beyond its length": (
+        lambda e, c: forge.note(b"a note", position=e, chain=c, body_length=BLOCK),
+        LENGTH,
+    ),
+    "note with a body of 2**32 - 1": (
+        lambda e, c: forge.note(b"a note", position=e, chain=c, body_length=2**32 - 1),
+        LENGTH,
+    ),
     "all zero": (lambda e, c: bytes(2 * BLOCK), MAGIC),
     "all 0xff": (lambda e, c: b"\xff" * 2 * BLOCK, MAGIC),
     "torn after one sector": (lambda e, c: forged_batch(e, c)[:512] + b"\xff" * (2 * BLOCK - 512), BODY_CRC),
@@ -128,7 +166,9 @@ def test_a_forged_tail_is_the_end(kind, lap):
     assert result == (records, end, chain, reason, durable)
 
 
-@pytest.mark.parametrize("record", [lambda e, c: forged_batch(e, c), lambda e, c: forge.note(b"a note" * 1000, position=e, chain=c)])
+@pytest.mark.parametrize(
+    "record", [lambda e, c: forged_batch(e, c), lambda e, c: forge.note(b"a note" * 1000, position=e, chain=c)]
+)
 def test_the_forger_can_make_good_records(record):
     """Without this the table above could pass because everything forged is bad."""
     device = write_log(512)
@@ -165,14 +205,19 @@ def test_a_record_over_the_wrap_with_one_half_old(old):
     put(device, position, lap)
     assert len(scan(device, position=position)[0]) == 1
     later = position + LOG
-    record = forge.place(*forge.batch([(forge.WRITE, 1, 0, b"\x02" * 4 * BLOCK)], first_lsn=2), position=later, chain=chain, seed=2)
+    record = forge.place(
+        *forge.batch([(forge.WRITE, 1, 0, b"\x02" * 4 * BLOCK)], first_lsn=2), position=later, chain=chain, seed=2
+    )
     if old != "first half":
         put(device, later, record[: 2 * BLOCK])
     if old != "second half":
         put(device, later + 2 * BLOCK, record[2 * BLOCK :])
     records, end, _, why, _ = scan(device, position=later)
-    expected = {"first half": ([], later, POSITION), "second half": ([], later, BODY_CRC),
-                "neither": ([(later, record)], later + len(record), MAGIC)}[old]
+    expected = {
+        "first half": ([], later, POSITION),
+        "second half": ([], later, BODY_CRC),
+        "neither": ([(later, record)], later + len(record), MAGIC),
+    }[old]
     assert (records, end, why) == expected
 
 
@@ -225,7 +270,9 @@ def test_a_forged_record_inside_a_good_record_behind_the_hole_does_not_count():
     device = write_log(512, 512)
     records, end, chain, *_ = scan(device)
     inner = forge.place(*event(), position=end + 3 * BLOCK, chain=9, durable=1 << 40)
-    outer = forge.place(*forge.batch([(forge.WRITE, 1, 0, inner)], first_lsn=9), position=end + 2 * BLOCK, chain=1, durable=0)
+    outer = forge.place(
+        *forge.batch([(forge.WRITE, 1, 0, inner)], first_lsn=9), position=end + 2 * BLOCK, chain=1, durable=0
+    )
     put(device, end + 2 * BLOCK, outer)
     assert scan(device)[1:] == (end, chain, MAGIC, 0)
 
@@ -259,10 +306,23 @@ def test_a_device_that_cannot_be_read_is_an_error_not_an_end():
         scan(device)
 
 
-@pytest.mark.parametrize("wrong", [
-    {"alignment": 1024}, {"log_size": 0}, {"log_size": 4095}, {"log_offset": 1}, {"position": 512}, {"position": -1}, {"position": 2**64},
-    {"log_size": LOG + BLOCK}, {"log_offset": 2**64 - BLOCK}, {"log_size": 2**64 - BLOCK}, {"group": b"short"}, {"chain": 2**64},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alignment": 1024},
+        {"log_size": 0},
+        {"log_size": 4095},
+        {"log_offset": 1},
+        {"position": 512},
+        {"position": -1},
+        {"position": 2**64},
+        {"log_size": LOG + BLOCK},
+        {"log_offset": 2**64 - BLOCK},
+        {"log_size": 2**64 - BLOCK},
+        {"group": b"short"},
+        {"chain": 2**64},
+    ],
+)
 def test_numbers_that_cannot_be(wrong):
     device = MemoryDevice(size=START + LOG)
     numbers = {"log_offset": START, "log_size": LOG, "position": 0, "chain": 5, "alignment": 512} | wrong

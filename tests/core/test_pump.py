@@ -1,4 +1,5 @@
-"""Bulk work: copied batches, folding and streaming into region maps, digests, comparing devices; each against a slow twin."""
+"""Bulk work: copied batches, folding and streaming into region maps, digests, comparing devices; each against a slow
+twin."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def test_copied_regions_are_what_the_store_shows(data, size):
     site = Site(1, size=size, region_size=REGION)
     regions = -(-size // REGION)
     for region in data.draw(st.sets(st.integers(0, regions - 1))):
-        site.devices[1].data[region * REGION : min(size, (region + 1) * REGION)] = os.urandom(min(REGION, size - region * REGION))
+        site.devices[1].data[region * REGION : min(size, (region + 1) * REGION)] = os.urandom(
+            min(REGION, size - region * REGION)
+        )
     for region in data.draw(st.sets(st.integers(0, size // REGION - 1), max_size=3)):
         site.window.write(1, region * REGION + 512, b"w" * 1024)
     cuts = sorted(data.draw(st.sets(st.integers(0, regions), min_size=2, max_size=8)))
@@ -99,7 +102,17 @@ def test_the_largest_batches():
 
 def test_what_cannot_be_copied():
     site = Site(1, size=8 << 20, region_size=REGION)
-    for runs in ([], [(0, 1)] * 129, [(0, 513)], [(0, 0)], [(-1, 1)], [(0, 2**32)], [(2**52, 1)], [(1024, 1)], [(1020, 5)]):
+    for runs in (
+        [],
+        [(0, 1)] * 129,
+        [(0, 513)],
+        [(0, 0)],
+        [(-1, 1)],
+        [(0, 2**32)],
+        [(2**52, 1)],
+        [(1024, 1)],
+        [(1020, 5)],
+    ):
         with pytest.raises(ValueError):
             copied(site, 1, runs)
     with pytest.raises(ValueError, match="do not fit"):
@@ -115,17 +128,20 @@ def test_what_cannot_be_copied():
     assert caught.value.errno == errno.EIO and caught.value.filename == "disk1"
 
 
-# ---- events and region maps ---------------------------------------------------------------------------------------------
+# ---- events and region maps ----------------------------------------------------------------------------------------
 
 EVENTS = st.lists(
-    st.tuples(st.sampled_from([1, 2, 3]), st.integers(1, 2), st.integers(0, 127), st.integers(1, 60)), min_size=1, max_size=30
+    st.tuples(st.sampled_from([1, 2, 3]), st.integers(1, 2), st.integers(0, 127), st.integers(1, 60)),
+    min_size=1,
+    max_size=30,
 )
 
 
 def one_entry(site, events):
     """These events as one batch in the window; kinds 1 write, 2 zero, 3 discard; blocks of 512."""
     records = [
-        (kind, store, first * 512, b"e" * (count * 512) if kind == 1 else count * 512) for kind, store, first, count in events
+        (kind, store, first * 512, b"e" * (count * 512) if kind == 1 else count * 512)
+        for kind, store, first, count in events
     ]
     data = batch.encode(1, records, group=GROUP, generation=GENERATION, first_lsn=1, alignment=512)
     cut = batch.head_length(len(records))
@@ -166,6 +182,17 @@ def test_enter_and_leave(events, size):
             assert {r for r in range(regions) if r not in left} == covered
 
 
+def test_the_last_region_ends_with_the_store():
+    """A write up to the store's end covers a region that is cut short there; one block less does not."""
+    size = (96 << 10) + 1024
+    for count, left in ((2, {0}), (1, {0, 12})):
+        site = Site(1, size=128 << 10)
+        with one_entry(site, [(1, 1, 1, 15 + 176), (1, 1, 192, count)]) as entry:
+            regions = RegionMap(13, marked=True)
+            pump.leave(entry, 1, regions, REGION, size)
+            assert {r for r in range(13) if r in regions} == left
+
+
 def test_maps_that_do_not_fit():
     site = Site(2, size=128 << 10)
     with one_entry(site, [(1, 1, 0, 4), (1, 1, 100, 20), (1, 2, 0, 4)]) as entry:
@@ -178,7 +205,10 @@ def test_maps_that_do_not_fit():
         pump.leave(entry, 1, small, 512, 128 << 10)
         assert small.count() == 0
         for wrong in (0, -8192, 3000, 2**63, 2**64):
-            for call in (lambda size: pump.enter(entry, 1, small, size), lambda size: pump.leave(entry, 1, small, size, 4096)):
+            for call in (
+                lambda size: pump.enter(entry, 1, small, size),
+                lambda size: pump.leave(entry, 1, small, size, 4096),
+            ):
                 with pytest.raises(ValueError, match="power of two"):
                     call(wrong)
     for call in (lambda: pump.enter(entry, 1, small, REGION), lambda: pump.leave(entry, 1, small, REGION, 4096)):
@@ -191,12 +221,15 @@ def test_what_is_no_batch_of_events():
     position = site.window.state().end_position
     site.window.make_durable(site.window.append_note(1, b"note"))
     with site.window.entry(position) as entry:
-        for call in (lambda: pump.enter(entry, 1, RegionMap(4), REGION), lambda: pump.leave(entry, 1, RegionMap(4), REGION, 4096)):
+        for call in (
+            lambda: pump.enter(entry, 1, RegionMap(4), REGION),
+            lambda: pump.leave(entry, 1, RegionMap(4), REGION, 4096),
+        ):
             with pytest.raises(ValueError, match="not a batch of events"):
                 call()
 
 
-# ---- digests ------------------------------------------------------------------------------------------------------------
+# ---- digests -------------------------------------------------------------------------------------------------------
 
 M = 2**64 - 1
 P1, P2, P3, P4, P5 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5
@@ -279,7 +312,7 @@ def test_what_has_no_digest():
         pump.hash_store(site.window, site.stores, 1, 512)
 
 
-# ---- two devices --------------------------------------------------------------------------------------------------------
+# ---- two devices ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("at", [None, 0, 511, 4095, 4096, (4 << 20) - 1, 4 << 20, (5 << 20) + 100, (9 << 20) - 1])

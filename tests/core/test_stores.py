@@ -6,9 +6,9 @@ import struct
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.devices import MemoryDevice
 
 from pyrepl._core.stores import Stores
+from tests.support.devices import MemoryDevice
 
 REGION = 4096
 

@@ -120,7 +120,7 @@ def test_many_extents():
     assert view.read(site.window, site.stores, 3, 4000, size - 5000) == want[4000 : size - 1000]
 
 
-# ---- the order of looks -------------------------------------------------------------------------------------------------
+# ---- the order of looks --------------------------------------------------------------------------------------------
 
 
 def test_an_event_that_is_applied_while_the_device_is_read():
@@ -235,7 +235,8 @@ def test_a_read_waits_for_an_operation_on_its_store():
 
 
 def test_reads_while_everything_moves():
-    """Each block holds one byte throughout each write: a reader must never see a mixture or an old value after a new one."""
+    """Each block holds one byte throughout each write: a reader must never see a mixture or an old value after a new
+    one."""
     site = Site(2, size=SIZE)
     site.window.write(1, 0, b"\1" * SIZE)
     site.copy(2, 1, 0, 8)
@@ -265,7 +266,7 @@ def test_reads_while_everything_moves():
     assert not wrong
 
 
-# ---- unaligned writes ---------------------------------------------------------------------------------------------------
+# ---- unaligned writes ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alignment", [512, 4096])
@@ -309,11 +310,12 @@ def test_edges_are_let_go_when_reading_them_fails():
     site.window.write(1, 0, bytes(512))
 
 
-# ---- what is refused ----------------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("offset", "length"), [(-1, 1), (0, -1), (SIZE, 1), (SIZE - 1, 2), (0, SIZE + 1), (2**63, 0), (2**64 - 1, 1), (1, 2**64 - 1)]
+    ("offset", "length"),
+    [(-1, 1), (0, -1), (SIZE, 1), (SIZE - 1, 2), (0, SIZE + 1), (2**63, 0), (2**64 - 1, 1), (1, 2**64 - 1)],
 )
 def test_ranges_outside(offset, length):
     site = Site(1, size=SIZE)
@@ -353,7 +355,7 @@ def test_what_is_not_there():
 def test_after_the_window_was_closed():
     site = Site(1, size=SIZE)
     site.window.close()
-    site.window.submit  # noqa: B018 - still there
+    site.window.submit
     try:
         assert view.read(site.window, site.stores, 1, 0, 512) == bytes(512)
     except OSError as error:

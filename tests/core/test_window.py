@@ -1,4 +1,7 @@
-"""The window: order, group commit, durability, overlay, backpressure, failure. The twin is a list of events and a dict of blocks."""
+"""The window: order, group commit, durability, overlay, backpressure, failure.
+
+The twin is a list of events and a dict of blocks.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,18 @@ MIB = 1 << 20
 RING = 4 * (4 * MIB + BLOCK)
 START = 8192
 LONGEST = 4 * MIB + BLOCK
-OPEN = {"log_offset": START, "position": 0, "tail": 0, "chain": 5, "lsn": 0, "applied_position": 0, "applied_lsn": 0, "group": forge.GROUP,
-        "generation": forge.GENERATION, "seed": 99}
+OPEN = {
+    "log_offset": START,
+    "position": 0,
+    "tail": 0,
+    "chain": 5,
+    "lsn": 0,
+    "applied_position": 0,
+    "applied_lsn": 0,
+    "group": forge.GROUP,
+    "generation": forge.GENERATION,
+    "seed": 99,
+}
 
 
 def make(device=None, *, alignment=4096, log=16 * MIB, ring=RING, reserve=0, stores=((1, 64 * MIB),), **numbers):
@@ -37,12 +50,19 @@ def make(device=None, *, alignment=4096, log=16 * MIB, ring=RING, reserve=0, sto
 
 
 def scan(device, log=16 * MIB, alignment=4096, position=0, chain=5):
-    records, end, chain, reason, durable = scan_log(device, log_offset=START, log_size=log, position=position, chain=chain, alignment=alignment)
+    records, end, chain, reason, durable = scan_log(
+        device, log_offset=START, log_size=log, position=position, chain=chain, alignment=alignment
+    )
     return [forge.parse(r) for _, r in records], end, chain, reason, durable
 
 
 def events_of(records):
-    return [(r["first_lsn"] + i, *e) for r in records if r["kind"] == 1 and r["batch"] in (1, 2) for i, e in enumerate(r["events"])]
+    return [
+        (r["first_lsn"] + i, *e)
+        for r in records
+        if r["kind"] == 1 and r["batch"] in (1, 2)
+        for i, e in enumerate(r["events"])
+    ]
 
 
 def walk(window, position=0):
@@ -111,14 +131,24 @@ def test_events_are_split_and_found_in_the_log(alignment):
     end = window.append_note(9, b"a note")
     window.write_out(end)
     state = window.state()
-    assert (state.end_position, state.written_position, state.end_lsn, state.written_lsn, state.durable_lsn) == (end, end, 7, 7, 0)
+    assert (state.end_position, state.written_position, state.end_lsn, state.written_lsn, state.durable_lsn) == (
+        end,
+        end,
+        7,
+        7,
+        0,
+    )
     records, position, chain, _, _ = scan(device, alignment=alignment)
     assert (position, chain) == (end, state.chain)
     assert events_of(records) == [
-        (1, forge.WRITE, 1, alignment, data[:MIB]), (2, forge.WRITE, 1, alignment + MIB, data[MIB : 2 * MIB]),
-        (3, forge.WRITE, 1, alignment + 2 * MIB, data[2 * MIB :]), (4, forge.ZERO, 1, 0, alignment),
-        (5, forge.DISCARD, 1, 2 * alignment, MIB), (6, forge.DISCARD, 1, 2 * alignment + MIB, alignment),
-        (7, forge.OP, 0, 0, b"an operation")]
+        (1, forge.WRITE, 1, alignment, data[:MIB]),
+        (2, forge.WRITE, 1, alignment + MIB, data[MIB : 2 * MIB]),
+        (3, forge.WRITE, 1, alignment + 2 * MIB, data[2 * MIB :]),
+        (4, forge.ZERO, 1, 0, alignment),
+        (5, forge.DISCARD, 1, 2 * alignment, MIB),
+        (6, forge.DISCARD, 1, 2 * alignment + MIB, alignment),
+        (7, forge.OP, 0, 0, b"an operation"),
+    ]
     assert (records[-1]["note"], records[-1]["body"]) == (9, b"a note")
     batches = [r for r in records if r["kind"] == 1]
     assert [b["previous"] for b in batches] == [0, *(b["digest"] for b in batches[:-1])]
@@ -136,10 +166,22 @@ def test_a_digest_given_at_open_is_named_by_the_first_batch():
         assert entry.digest == records[1]["digest"]
 
 
-@pytest.mark.parametrize("offset,length,error", [
-    (64 * MIB, 4096, ValueError), (64 * MIB - 4096, 8192, ValueError), (2**63, 4096, ValueError), (2**64 - 4096, 4096, ValueError),
-    (2**64 - 4096, 8192, ValueError), (2**64, 4096, ValueError), (-4096, 4096, ValueError), (512, 4096, ValueError), (0, 512, ValueError),
-    (0, 4097, ValueError), (0, 0, ValueError)])
+@pytest.mark.parametrize(
+    "offset,length,error",
+    [
+        (64 * MIB, 4096, ValueError),
+        (64 * MIB - 4096, 8192, ValueError),
+        (2**63, 4096, ValueError),
+        (2**64 - 4096, 4096, ValueError),
+        (2**64 - 4096, 8192, ValueError),
+        (2**64, 4096, ValueError),
+        (-4096, 4096, ValueError),
+        (512, 4096, ValueError),
+        (0, 512, ValueError),
+        (0, 4097, ValueError),
+        (0, 0, ValueError),
+    ],
+)
 def test_bounds(offset, length, error):
     _, window = make()
     for call in (window.write, window.submit, window.write_held):
@@ -183,16 +225,40 @@ def test_stores():
     assert full.value.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize("wrong", [{"ring": RING - BLOCK}, {"ring": RING + 1}, {"alignment": 1024}, {"reserve": 1}, {"reserve": -4096}, {"ring": 2**64}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ring": RING - BLOCK},
+        {"ring": RING + 1},
+        {"alignment": 1024},
+        {"reserve": 1},
+        {"reserve": -4096},
+        {"ring": 2**64},
+    ],
+)
 def test_windows_that_cannot_be(wrong):
     with pytest.raises(ValueError):
         Window(**{"ring": RING, "alignment": 512, "reserve": 0} | wrong)
 
 
-@pytest.mark.parametrize("wrong", [
-    {"log_size": LONGEST + MIB - BLOCK}, {"log_size": 16 * MIB + 1}, {"log_size": 17 * MIB}, {"log_offset": 512}, {"log_offset": 2**64 - BLOCK},
-    {"position": 512}, {"position": 2**64}, {"tail": BLOCK}, {"applied_position": BLOCK}, {"position": 16 * MIB + BLOCK}, {"group": b""},
-    {"generation": b"x" * 17}, {"seed": 2**64}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"log_size": MIB + 15 * BLOCK},
+        {"log_size": 16 * MIB + 1},
+        {"log_size": 17 * MIB},
+        {"log_offset": 512},
+        {"log_offset": 2**64 - BLOCK},
+        {"position": 512},
+        {"position": 2**64},
+        {"tail": BLOCK},
+        {"applied_position": BLOCK},
+        {"position": 16 * MIB + BLOCK},
+        {"group": b""},
+        {"generation": b"x" * 17},
+        {"seed": 2**64},
+    ],
+)
 def test_logs_that_cannot_be(wrong):
     window = Window(ring=RING, alignment=512, reserve=MIB)
     with pytest.raises(ValueError):
@@ -207,9 +273,17 @@ def test_a_sector_larger_than_the_alignment():
 def test_before_open_and_twice():
     window = Window(ring=RING, alignment=512, reserve=0)
     window.set_store(1, 4096)
-    for call in (lambda: window.write(1, 0, bytes(512)), lambda: window.append_note(1, b""), lambda: window.commit(0), lambda: window.entry(0),
-                 lambda: window.make_durable(0), lambda: window.set_lsn(3), lambda: window.hold_blocks(1, 0, 512),
-                 lambda: window.submit_operation(b"x", blocks=[], sizes=[], dropped=[]), lambda: window.append_received(*received())):
+    for call in (
+        lambda: window.write(1, 0, bytes(512)),
+        lambda: window.append_note(1, b""),
+        lambda: window.commit(0),
+        lambda: window.entry(0),
+        lambda: window.make_durable(0),
+        lambda: window.set_lsn(3),
+        lambda: window.hold_blocks(1, 0, 512),
+        lambda: window.submit_operation(b"x", blocks=[], sizes=[], dropped=[]),
+        lambda: window.append_received(*received()),
+    ):
         with pytest.raises(ValueError, match="not open"):
             call()
     device = MemoryDevice(size=START + 16 * MIB)
@@ -318,7 +392,12 @@ def test_commit_and_write_out():
     window.commit(3)
     assert kinds(device) == ["write"] and all(t.done() for t in tickets)
     window.commit(0)
-    for call in (lambda: window.commit(6), lambda: window.write_out(2**63), lambda: window.make_durable(2**64 - 1), lambda: window.commit(2**64)):
+    for call in (
+        lambda: window.commit(6),
+        lambda: window.write_out(2**63),
+        lambda: window.make_durable(2**64 - 1),
+        lambda: window.commit(2**64),
+    ):
         with pytest.raises(ValueError):
             call()
     window.submit(1, 0, bytes(4096))
@@ -375,7 +454,13 @@ def test_an_operation_is_a_batch_of_its_own_and_changes_sizes_at_its_place():
     assert waiter.result() is None
     window.settle(1, wait=False)
     with window.entry(records[1]["position"]) as entry:
-        assert (entry.body, entry.batch_kind, entry.first_lsn, entry.last_lsn, entry.stores()) == (b"grow", 2, 2, 2, set())
+        assert (entry.body, entry.batch_kind, entry.first_lsn, entry.last_lsn, entry.stores()) == (
+            b"grow",
+            2,
+            2,
+            2,
+            set(),
+        )
     for bad in (b"", bytes(4 * MIB + 1)):
         with pytest.raises(ValueError):
             window.submit_operation(bad, blocks=[], sizes=[], dropped=[])
@@ -392,9 +477,22 @@ def test_notes():
     ends = [window.append_note(i, bytes([i]) * n) for i, n in enumerate([0, 1, 4032, 4033, 4 * MIB])]
     assert ends[:4] == [4096, 8192, 12288, 20480]
     window.make_durable(ends[-1])
-    assert [(r["note"], len(r["body"])) for r in scan(device)[0]] == [(0, 0), (1, 1), (2, 4032), (3, 4033), (4, 4 * MIB)]
+    assert [(r["note"], len(r["body"])) for r in scan(device)[0]] == [
+        (0, 0),
+        (1, 1),
+        (2, 4032),
+        (3, 4033),
+        (4, 4 * MIB),
+    ]
     with window.entry(ends[2]) as entry:
-        assert (entry.body, entry.note, entry.batch_kind, entry.count, bytes(entry.head), entry.stores()) == (b"\3" * 4033, 3, 0, 0, b"", set())
+        assert (entry.body, entry.note, entry.batch_kind, entry.count, bytes(entry.head), entry.stores()) == (
+            b"\3" * 4033,
+            3,
+            0,
+            0,
+            b"",
+            set(),
+        )
         assert (entry.digest, entry.item, entry.read_end, entry.generation, bytes(entry.payload)) == (0, 0, 0, b"", b"")
         assert entry.chain == scan(device)[0][3]["chain"]
     for kind, body in ((256, b""), (-1, b""), (1, bytes(4 * MIB + 1))):
@@ -408,7 +506,10 @@ def test_a_generation_begins_with_a_batch():
     window.set_generation(b"f" * 16, b"h" * 16)
     window.submit(1, 0, bytes(4096))
     window.commit_pending()
-    assert [(r["generation"], r["group"]) for r in scan(device)[0]] == [(forge.GENERATION, forge.GROUP), (b"f" * 16, b"h" * 16)]
+    assert [(r["generation"], r["group"]) for r in scan(device)[0]] == [
+        (forge.GENERATION, forge.GROUP),
+        (b"f" * 16, b"h" * 16),
+    ]
     with pytest.raises(ValueError):
         window.set_generation(b"short", forge.GROUP)
 
@@ -426,8 +527,12 @@ def received(kind=forge.EVENTS, first=5, data=b"r" * 4096, **fields):
 def test_received_batches_are_kept_as_they_came():
     device, window = make()
     window.submit(1, 0, bytes(4096))
-    came = [received(forge.EVENTS, 5, previous=77), received(forge.OPERATION, 6, b"op"), received(forge.COPIED, 6, b"c" * 4096),
-            received(forge.ITEM, 6, b"item")]
+    came = [
+        received(forge.EVENTS, 5, previous=77),
+        received(forge.OPERATION, 6, b"op"),
+        received(forge.COPIED, 6, b"c" * 4096),
+        received(forge.ITEM, 6, b"item"),
+    ]
     places, lsns = [], []
     for head, payload in came:
         places.append(window.append_received(head, payload, blocks=[1] if len(places) == 1 else ()))
@@ -436,7 +541,12 @@ def test_received_batches_are_kept_as_they_came():
     window.commit_pending()
     for (head, payload), (position, end) in zip(came, places, strict=True):
         with window.entry(position) as entry:
-            assert (bytes(entry.head), bytes(entry.payload), entry.next_position, entry.generation) == (head, payload, end, b"p" * 16)
+            assert (bytes(entry.head), bytes(entry.payload), entry.next_position, entry.generation) == (
+                head,
+                payload,
+                end,
+                b"p" * 16,
+            )
     records = scan(device)[0]
     assert [r["position"] for r in records[1:]] == [p for p, _ in places]
     with pytest.raises(BlockingIOError):
@@ -450,11 +560,24 @@ def test_received_batches_are_kept_as_they_came():
 def test_received_batches_that_do_not_fit_together():
     _, window = make()
     head, payload = received()
-    wrong = [(head[:-1], payload), (head + b"\0", payload), (head, payload[:-1]), (head, payload + b"\0"), (b"", b""), (head[:100], payload),
-             (bytes(5000), b""), forge.batch([]), forge.batch([(forge.WRITE, 1, 0, bytes(4096))], payload_at=4096),
-             forge.batch([(forge.WRITE, 1, 0, bytes(4096))], payload_at=2**32 - 4096), forge.batch([(forge.ZERO, 1, 0, 0)]),
-             forge.batch([(forge.ZERO, 1, 0, 2 * MIB)]), forge.batch([(forge.ZERO, 1, 2**63, 4096)]), forge.batch([(forge.ZERO, 1, 100, 4096)]),
-             forge.batch([(9, 1, 0, 4096)]), forge.batch([(forge.OP, 0, 0, b"x")], kind=forge.OPERATION, payload_at=1)]
+    wrong = [
+        (head[:-1], payload),
+        (head + b"\0", payload),
+        (head, payload[:-1]),
+        (head, payload + b"\0"),
+        (b"", b""),
+        (head[:100], payload),
+        (bytes(5000), b""),
+        forge.batch([]),
+        forge.batch([(forge.WRITE, 1, 0, bytes(4096))], payload_at=4096),
+        forge.batch([(forge.WRITE, 1, 0, bytes(4096))], payload_at=2**32 - 4096),
+        forge.batch([(forge.ZERO, 1, 0, 0)]),
+        forge.batch([(forge.ZERO, 1, 0, 2 * MIB)]),
+        forge.batch([(forge.ZERO, 1, 2**63, 4096)]),
+        forge.batch([(forge.ZERO, 1, 100, 4096)]),
+        forge.batch([(9, 1, 0, 4096)]),
+        forge.batch([(forge.OP, 0, 0, b"x")], kind=forge.OPERATION, payload_at=1),
+    ]
     for head, payload in wrong:
         with pytest.raises(ValueError):
             window.append_received(head, payload)
@@ -501,6 +624,35 @@ def test_overlay_shows_the_newest_and_forgets_what_is_applied():
             window.overlay(1, offset, length)
 
 
+@pytest.mark.parametrize("alignment", [512, 4096])
+def test_overlay_with_a_crowded_index(alignment):
+    """Many scattered blocks, written again and again, while others are applied: cells move about when others go."""
+    _, window = make(alignment=alignment, log=64 * MIB, stores=[(1, 1 << 40), (2, 1 << 40)])
+    rng, pending, batches = random.Random(7), {}, []
+    places = [(rng.choice((1, 2)), rng.randrange(1 << 27)) for _ in range(5000)]
+    for n in range(9000):
+        store, block = rng.choice(places)
+        window.submit(store, block * alignment, n.to_bytes(4, "little") * (alignment // 4), wait=False)
+        batches.append(((store, block), n))
+        pending[store, block] = n
+        if n % 60 == 59:
+            window.commit_pending()
+        if n % 60 == 59 and len(batches) > 2400:  # about 2400 are pending
+            with window.entry(window.state().applied_position) as entry:
+                position, lsn, count = entry.next_position, entry.last_lsn, entry.count
+            window.applied(position, lsn)
+            for key, version in batches[:count]:
+                if pending.get(key) == version:
+                    del pending[key]
+            del batches[:count]
+        if n % 900 == 899:
+            for store, block in places:
+                data, have = window.overlay(store, block * alignment, alignment)
+                expected = pending.get((store, block))
+                assert have == (b"\0" if expected is None else b"\1")
+                assert expected is None or data[:4] == expected.to_bytes(4, "little")
+
+
 def test_what_is_submitted_is_seen_before_it_is_written():
     _, window = make()
     window.submit(1, 0, b"x" * 4096)
@@ -536,10 +688,16 @@ def test_entries_are_read_back():
     window.append_note(3, b"n" * 100000)
     window.write(1, 0, b"2" * 2 * MIB)
     window.write_out(window.state().end_position)
-    before = [(e.position, e.length, e.kind, e.note, e.first_lsn, e.last_lsn, e.body, bytes(e.payload), e.digest) for e in entries(window)]
+    before = [
+        (e.position, e.length, e.kind, e.note, e.first_lsn, e.last_lsn, e.body, bytes(e.payload), e.digest)
+        for e in entries(window)
+    ]
     window.applied(window.state().end_position, 3)
     assert window.state().ring_used == 0
-    assert [(e.position, e.length, e.kind, e.note, e.first_lsn, e.last_lsn, e.body, bytes(e.payload), e.digest) for e in entries(window)] == before
+    assert [
+        (e.position, e.length, e.kind, e.note, e.first_lsn, e.last_lsn, e.body, bytes(e.payload), e.digest)
+        for e in entries(window)
+    ] == before
     for position in (512, 4096, BLOCK * 3):  # inside a record
         with pytest.raises(ValueError):
             window.entry(position)
@@ -595,17 +753,19 @@ def advance(window):
 
 
 def test_a_full_log_says_so_and_notes_use_the_reserve():
-    reserve = 8 * BLOCK
-    log = LONGEST + reserve
+    reserve = 40 * BLOCK
+    log = LONGEST + 30 * BLOCK + reserve
     _, window = make(log=log, reserve=reserve)
     with pytest.raises(BlockingIOError):
         while True:
             window.submit(1, 0, bytes(64 * 1024), wait=False)
     full = window.state()
     assert log - reserve - 64 * 1024 - BLOCK <= full.end_position <= log - reserve
-    for call in (lambda: window.submit_operation(bytes(68 * 1024), blocks=[], sizes=[], dropped=[], wait=False),
-                 lambda: window.append_received(*received(data=bytes(68 * 1024)), wait=False),
-                 lambda: window.write_held(1, 0, bytes(68 * 1024), wait=False)):
+    for call in (
+        lambda: window.submit_operation(bytes(68 * 1024), blocks=[], sizes=[], dropped=[], wait=False),
+        lambda: window.append_received(*received(data=bytes(68 * 1024)), wait=False),
+        lambda: window.write_held(1, 0, bytes(68 * 1024), wait=False),
+    ):
         with pytest.raises(BlockingIOError):
             call()
     assert window.state().end_lsn == full.end_lsn
@@ -631,6 +791,20 @@ def test_a_full_ring_says_so():
     window.append_note(1, bytes(MIB))  # notes have memory of their own
     advance(window)
     window.submit(1, 0, bytes(MIB), wait=False)
+
+
+def test_an_open_batch_does_not_grow_over_what_is_not_applied():
+    _, window = make(log=64 * MIB)
+    window.submit(1, 0, bytes(5 * MIB))
+    advance(window)  # the oldest record lies in the middle of the ring from here on
+    oldest = os.urandom(8192)
+    window.write(1, 0, oldest)
+    with pytest.raises(BlockingIOError):
+        while True:
+            window.submit(1, MIB, bytes(60 * 1024), wait=False)
+    state = window.state()
+    assert state.ring_size - MIB < state.ring_used <= state.ring_size
+    assert window.overlay(1, 0, 8192) == (oldest, b"\1\1")
 
 
 def test_zeros_need_no_ring_but_are_bounded():
@@ -659,7 +833,7 @@ def test_all_or_nothing_without_waiting():
 def test_who_waits_for_room_is_let_in_by_applied_and_set_tail():
     device, window = make(log=LONGEST + 64 * 1024)
     data = [os.urandom(64 * 1024) for _ in range(300)]
-    writer = in_thread(lambda: [window.submit(1, 0, d).lsn for d in data])
+    writer, committer = in_thread(lambda: [window.submit(1, 0, d).lsn for d in data]), in_thread(window.run_committer)
     seen, position = [], 0
     while len(seen) < len(data):
         assert window.wait_written(position, 20) > position
@@ -669,10 +843,36 @@ def test_who_waits_for_room_is_let_in_by_applied_and_set_tail():
                 position, lsn = entry.next_position, entry.last_lsn
         window.applied(position, lsn)
         window.set_tail(position)
-        if not writer.is_alive():
-            window.commit_pending()
     assert writer.result() == list(range(1, 301))
     assert seen == data
+    window.close()
+    assert committer.result() is None
+
+
+@pytest.mark.parametrize("alignment", [512, 4096])
+def test_a_tiny_log_splits_smaller_and_refuses_what_never_fits(alignment):
+    log = 24 * BLOCK
+    device, window = make(log=log, reserve=4 * BLOCK, alignment=alignment)
+    assert window.write(1, 0, bytes(36 * 1024)) == 1
+    with pytest.raises(BlockingIOError):
+        window.submit(1, 0, bytes(72 * 1024), wait=False)
+    advance(window)
+    data = os.urandom(72 * 1024)
+    writer = in_thread(window.write, 1, 0, data)
+    position, got = window.state().applied_position, b""
+    while len(got) < len(data):
+        position = window.wait_written(position, 20)
+        got += b"".join(bytes(e.payload) for e in entries(window, window.state().applied_position))
+        window.applied(position, 9)
+        window.set_tail(position)
+    assert got == data and writer.result() == 3
+    for call in (
+        lambda: window.submit_operation(bytes(80 * 1024), blocks=[], sizes=[], dropped=[]),
+        lambda: window.append_received(*received(data=bytes(80 * 1024))),
+    ):
+        with pytest.raises(OSError) as error:
+            call()
+        assert error.value.errno == errno.ENOSPC
 
 
 # -- holding blocks
@@ -718,9 +918,15 @@ def test_a_failure_is_final(kind):
     state = window.state()
     assert (state.failed, state.durable_lsn) == (errno.ENOSPC, done)
     assert state.written_lsn == done + (kind == "flush")
-    for call in (lambda: window.write(1, 0, bytes(4096)), lambda: window.append_note(1, b""), lambda: window.wait_durable(state.end_position, 20),
-                 lambda: window.wait_applied(99), lambda: window.make_durable(state.end_position), lambda: window.hold_blocks(1, 0, 4096),
-                 lambda: window.submit_operation(b"x", blocks=[], sizes=[], dropped=[])):
+    for call in (
+        lambda: window.write(1, 0, bytes(4096)),
+        lambda: window.append_note(1, b""),
+        lambda: window.wait_durable(state.end_position, 20),
+        lambda: window.wait_applied(99),
+        lambda: window.make_durable(state.end_position),
+        lambda: window.hold_blocks(1, 0, 4096),
+        lambda: window.submit_operation(b"x", blocks=[], sizes=[], dropped=[]),
+    ):
         with pytest.raises(OSError):
             call()
     assert window.run_committer() is None
@@ -756,9 +962,17 @@ def test_close_wakes_everyone():
     window.hold_blocks(1, 0, 4096)
     window.commit_pending()
     beyond = window.state().end_position
-    threads = [in_thread(window.wait_applied, 5), in_thread(window.settle, 1), in_thread(window.write, 1, 0, bytes(4096)),
-               in_thread(window.hold_blocks, 1, 0, 4096), in_thread(window.submit_operation, bytes(4 * MIB), blocks=[], sizes=[], dropped=[])]
-    waits, committer = [in_thread(window.wait_durable, beyond, 20), in_thread(window.wait_written, beyond, 20)], in_thread(window.run_committer)
+    threads = [
+        in_thread(window.wait_applied, 5),
+        in_thread(window.settle, 1),
+        in_thread(window.write, 1, 0, bytes(4096)),
+        in_thread(window.hold_blocks, 1, 0, 4096),
+        in_thread(window.submit_operation, bytes(4 * MIB), blocks=[], sizes=[], dropped=[]),
+    ]
+    waits, committer = (
+        [in_thread(window.wait_durable, beyond, 20), in_thread(window.wait_written, beyond, 20)],
+        in_thread(window.run_committer),
+    )
     assert all(t.is_alive() for t in threads)
     window.close()
     window.close()
@@ -792,7 +1006,11 @@ def test_a_signal_ends_a_wait():
 
     old = signal.signal(signal.SIGALRM, interrupt)
     try:
-        for wait in (lambda: window.wait_applied(9), lambda: window.wait_durable(0, 20), lambda: window.wait_applied(9, 20)):
+        for wait in (
+            lambda: window.wait_applied(9),
+            lambda: window.wait_durable(0, 20),
+            lambda: window.wait_applied(9, 20),
+        ):
             signal.setitimer(signal.ITIMER_REAL, 0.02)
             began = time.monotonic()
             with pytest.raises(KeyboardInterrupt):
@@ -820,9 +1038,11 @@ def test_waits_with_a_time():
 
 def test_sync_mode_waits_for_the_peer():
     device, window = make(RecordingDevice(size=START + 16 * MIB))
+    window.write(1, 0, bytes(4096))  # not durable, so that FUA alone does not make the next one so
     window.set_sync(1)
+    window.set_lsn(0)
     writer = in_thread(window.write, 1, 0, bytes(4096))
-    assert window.wait_durable(0, 20) == 8192, "only what is durable is sent, so the writer sees to it"
+    assert window.wait_durable(0, 20) == 16384, "only what is durable is sent, so the writer sees to it"
     assert writer.is_alive()
     window.set_peer(1)
     assert writer.result() == 1
@@ -832,7 +1052,12 @@ def test_sync_mode_waits_for_the_peer():
     with pytest.raises(TimeoutError):
         ticket.wait(0)
     assert not ticket.done() and window.state().durable_lsn == 2
-    waiters = [in_thread(window.flush), in_thread(window.commit, 2), in_thread(ticket.wait), in_thread(window.zero, 1, 0, 4096)]
+    waiters = [
+        in_thread(window.flush),
+        in_thread(window.commit, 2),
+        in_thread(ticket.wait),
+        in_thread(window.zero, 1, 0, 4096),
+    ]
     window.set_peer(2)
     assert [t.result() for t in waiters[1:3]] == [None, 2]
     window.set_sync(0)
@@ -931,6 +1156,57 @@ def test_eight_writers(alignment):
     assert state.ring_used == 0 and state.records == writers * per
 
 
+def test_a_reader_never_sees_what_is_still_being_copied():
+    """It sees for each block a version that is whole, and none older than the last one that had returned."""
+    _, window = make(log=64 * MIB)
+    returned, begun, wrong, stop = [0], [0], [], threading.Event()
+
+    def write():
+        for n in range(1, 201):
+            data = n.to_bytes(8, "little") * (MIB // 8)
+            begun[0] = n
+            window.submit(1, 0, data)
+            returned[0] = n
+            if n % 10 == 0:
+                with_first = window.state()
+                window.write_out(with_first.end_position)
+                window.applied(with_first.written_position, with_first.written_lsn)
+                window.set_tail(with_first.written_position)
+        stop.set()
+
+    def read():
+        while not stop.is_set():
+            least = returned[0]
+            data, have = window.overlay(1, 0, MIB)
+            for i in range(256):
+                first, last = data[4096 * i : 4096 * i + 8], data[4096 * i + 4088 : 4096 * i + 4096]
+                if have[i] and not (first == last and least <= int.from_bytes(first, "little") <= begun[0]):
+                    wrong.append((i, least, first, last))
+
+    threads = [in_thread(write), in_thread(read), in_thread(read)]
+    assert [t.result(60) for t in threads] == [None] * 3
+    assert wrong == []
+
+
+def test_memory_of_the_ring_is_used_again_without_a_trace():
+    """Where an item stood, an event stands a lap later: nothing of the item's head shows through."""
+    device, window = make(log=64 * MIB)
+    head, payload = forge.batch([(forge.WRITE, 1, 0, b"i" * 4096)], kind=forge.COPIED, item=3, read_end=9)
+    for n in range(3 * RING // 8192):
+        if n < RING // 8192:
+            window.append_received(head, payload)
+        else:
+            window.write(1, 0, b"e" * 4096)
+        if n % 100 == 99:
+            advance(window)
+        if n == RING // 8192 - 1:
+            advance(window)
+            state = window.state()
+    records, end, *_ = scan(device, 64 * MIB, 4096, state.written_position, state.chain)
+    assert end == window.state().written_position
+    assert len(records) == 3 * RING // 8192 - RING // 8192 and {r["item"] for r in records} == {0}
+
+
 # -- all of it against the twin
 
 
@@ -964,7 +1240,7 @@ class Disk(MemoryDevice):
 
 
 class LogMachine(RuleBasedStateMachine):
-    """Writes, notes, items, commits, applies, crashes. Twin: `items` in order, `blocks` as all of them leave the stores."""
+    """Writes, notes, items, commits, applies, crashes. Twin: `items` in order, and what they leave in the stores."""
 
     @initialize(alignment=st.sampled_from((512, 4096)), extra=st.integers(0, 40), seed=st.integers(0, 2**32))
     def begin(self, alignment, extra, seed):
@@ -984,9 +1260,21 @@ class LogMachine(RuleBasedStateMachine):
 
     def open(self, position, chain, previous):
         self.starts += 1
-        self.window.open(self.disk, log_offset=START, log_size=self.log, position=position, tail=self.tail, chain=chain, lsn=self.lsn,
-                         applied_position=self.applied, applied_lsn=self.applied_lsn, group=forge.GROUP, generation=forge.GENERATION,
-                         seed=self.starts, previous=previous)
+        self.window.open(
+            self.disk,
+            log_offset=START,
+            log_size=self.log,
+            position=position,
+            tail=self.tail,
+            chain=chain,
+            lsn=self.lsn,
+            applied_position=self.applied,
+            applied_lsn=self.applied_lsn,
+            group=forge.GROUP,
+            generation=forge.GENERATION,
+            seed=self.starts,
+            previous=previous,
+        )
         for store in (1, 2):
             self.window.set_store(store, 64 * MIB)
 
@@ -995,11 +1283,19 @@ class LogMachine(RuleBasedStateMachine):
 
     def try_(self, call):
         try:
-            return call()
+            result = call()
         except BlockingIOError:
             return None
+        assert self.window.state().end_position <= self.tail + self.log - self.reserve, "that part is the notes'"
+        return result
 
-    @rule(store=st.sampled_from((1, 2)), at=st.integers(0, 40), blocks=st.integers(1, 20), fua=st.booleans(), how=st.sampled_from("sswh"))
+    @rule(
+        store=st.sampled_from((1, 2)),
+        at=st.integers(0, 40),
+        blocks=st.integers(1, 20),
+        fua=st.booleans(),
+        how=st.sampled_from("sswh"),
+    )
     def write(self, store, at, blocks, fua, how):
         data, offset = self.data(blocks), at * self.unit
         if how == "s":
@@ -1033,7 +1329,15 @@ class LogMachine(RuleBasedStateMachine):
         if self.try_(lambda: self.window.zero(store, at * self.unit, length, discard=discard, wait=False)):
             for i in range(0, length, MIB):
                 self.lsn += 1
-                self.items.append((self.lsn, forge.DISCARD if discard else forge.ZERO, store, at * self.unit + i, min(MIB, length - i)))
+                self.items.append(
+                    (
+                        self.lsn,
+                        forge.DISCARD if discard else forge.ZERO,
+                        store,
+                        at * self.unit + i,
+                        min(MIB, length - i),
+                    )
+                )
 
     @rule(length=st.integers(1, 9000))
     def operation(self, length):
@@ -1057,8 +1361,12 @@ class LogMachine(RuleBasedStateMachine):
     @rule(store=st.sampled_from((1, 2)), at=st.integers(0, 40), blocks=st.integers(1, 4))
     def copied(self, store, at, blocks):
         data = self.data(blocks)
-        head, payload = forge.batch([(forge.WRITE, store, at * self.unit, data), (forge.ZERO, store, (at + blocks) * self.unit, self.unit)],
-                                    kind=forge.COPIED, first_lsn=self.lsn, item=1)
+        head, payload = forge.batch(
+            [(forge.WRITE, store, at * self.unit, data), (forge.ZERO, store, (at + blocks) * self.unit, self.unit)],
+            kind=forge.COPIED,
+            first_lsn=self.lsn,
+            item=1,
+        )
         if self.try_(lambda: self.window.append_received(head, payload, wait=False)):
             self.items.append((None, forge.WRITE, store, at * self.unit, data))
             self.items.append((None, forge.ZERO, store, (at + blocks) * self.unit, self.unit))
@@ -1075,8 +1383,8 @@ class LogMachine(RuleBasedStateMachine):
     def apply(self, most):
         for _ in range(most):
             entry = self.window.entry(self.applied)
-            if entry is None:
-                break
+            if entry is None or entry.next_position > self.window.state().durable_position:
+                break  # no store is written before the log is durable
             with entry:
                 for one in self.decode(entry):
                     assert one == self.items[self.applied_items]
@@ -1110,8 +1418,15 @@ class LogMachine(RuleBasedStateMachine):
         found = []
         for i in range(entry.count):
             r = forge.RECORD.unpack_from(head, 128 + 32 * i)
-            found.append((entry.first_lsn + i if entry.batch_kind == forge.EVENTS else None, r[0], r[3], r[4],
-                          payload[r[7] : r[7] + r[5]] if r[0] == forge.WRITE else r[5]))
+            found.append(
+                (
+                    entry.first_lsn + i if entry.batch_kind == forge.EVENTS else None,
+                    r[0],
+                    r[3],
+                    r[4],
+                    payload[r[7] : r[7] + r[5]] if r[0] == forge.WRITE else r[5],
+                )
+            )
         return found
 
     def perform(self, blocks, item):
@@ -1140,14 +1455,19 @@ class LogMachine(RuleBasedStateMachine):
         self.window.close()
         if power:
             self.disk.power_loss(self.rng)
-        records, end, chain, _, durable = scan_log(self.disk, log_offset=START, log_size=self.log, position=self.tail,
-                                                   chain=self.chain_at[self.tail], alignment=self.unit, group=forge.GROUP)
+        records, end, chain, _, durable = scan_log(
+            self.disk,
+            log_offset=START,
+            log_size=self.log,
+            position=self.tail,
+            chain=self.chain_at[self.tail],
+            alignment=self.unit,
+            group=forge.GROUP,
+        )
         assert durable <= end, "no corruption is seen where there is none"
         assert state.durable_position <= end <= state.written_position
         if not power:
             assert (end, chain) == (state.written_position, state.chain)
-        if power and end < self.applied:  # an applier that ran ahead of the flush: its stores were written too early. Not ours
-            end, chain = self.rewind(end, records, chain)
         survivors = [one for p, r in records if p >= self.applied for one in self.items_of(r)]
         assert survivors == self.items[self.applied_items : self.applied_items + len(survivors)]
         del self.items[self.applied_items + len(survivors) :]
@@ -1161,13 +1481,6 @@ class LogMachine(RuleBasedStateMachine):
             if parsed["kind"] == 1 and parsed["batch"] in (1, 2):
                 previous = parsed["digest"]
         self.open(end, chain, previous)
-
-    def rewind(self, end, records, chain):
-        """The twin's applier may be ahead of the disk (it does not wait for durable): the log begins anew where it stands."""
-        self.tail = self.applied
-        self.chain_at[self.tail] = chain
-        records.clear()
-        return self.applied, chain
 
     def items_of(self, record):
         parsed = forge.parse(record)

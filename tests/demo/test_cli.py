@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
 import pyrepl
-from pyrepl import cli
+from pyrepl import cli, inspection
 from pyrepl._core import layout
 from pyrepl._core.device import FileDevice
 from pyrepl.cli import main, sizes
@@ -273,3 +274,40 @@ def test_journal_in_use_is_checked_without_disturbing_it(tmp_path: Path) -> None
         stop.set()
         writer.join()
         node.close()
+
+
+def test_what_was_only_being_written_is_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two reads a record and a later one that calls it durable can both appear: a second look settles it."""
+    journal = crashed(tmp_path)
+    looks: list[int] = []
+    scan = inspection.scan_log
+
+    def racing(device: FileDevice, *, position: int, chain: int, **rest: int) -> Any:
+        looks.append(position)
+        if len(looks) == 1:
+            return [], position, chain, 2, position + 4096
+        return scan(device, position=position, chain=chain, **rest)
+
+    monkeypatch.setattr(inspection, "scan_log", racing)
+    with FileDevice(journal, writable=False, exclusive=False) as device:
+        verdict = inspection.check(device)
+    assert len(looks) > 1 and looks[0] == looks[1]
+    assert verdict.findings == [] and verdict.records > 0
+
+
+def test_reader_that_is_overtaken_begins_again(journal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log moved on under the reader: that is no damage, the newest checkpoint says so."""
+    newest = inspection._checkpoint
+    found: list[int] = []
+
+    def moving(of: Journal) -> Any:
+        checkpoint = newest(of)
+        found.append(1)
+        if len(found) == 1:
+            return checkpoint._replace(scan_position=checkpoint.scan_position - 4096, scan_chain=1)
+        return checkpoint
+
+    monkeypatch.setattr(inspection, "_checkpoint", moving)
+    with FileDevice(journal, writable=False, exclusive=False) as device:
+        assert inspection.check(device).findings == []
+    assert len(found) == 3

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from pyrepl._core import blockdev
+from pyrepl.cli import main
+from pyrepl.demo.process import Agent
 
 MIB = 1 << 20
 COMMAND = [sys.executable, "-c", "from pyrepl.cli import main; main()", "demo"]
@@ -88,7 +91,7 @@ def test_demo_as_a_table_from_an_image(folder: Path) -> None:
     image.write_bytes(os.urandom(MIB) * 20)
     done = demo(folder, "--size", "32M", "--source", str(image))
     assert done.returncode == 0, done.stdout + done.stderr
-    for word in ("restore", "on the wire", "both sites are equal", "0 lost", str(image)):
+    for word in ("restore", "on the wire", "monday: equal at both sites", "both sites are equal", "0 lost", str(image)):
         assert word in done.stdout
 
 
@@ -162,3 +165,23 @@ def test_node_that_dies_is_reported_with_its_words(folder: Path, monkeypatch: py
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 1
     assert b"the process ended" in errors or b"the process is gone" in errors
+
+
+@pytest.mark.parametrize("planted", ["store", "lost write"])
+def test_a_difference_is_seen(folder: Path, planted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something differs at one site: the demo says so and ends with 1."""
+    call = Agent.call
+
+    def lying(self: Agent, command: str, **arguments: Any) -> dict[str, Any]:
+        answer = call(self, command, **arguments)
+        if planted == "store" and command == "stores" and self.name == "second":
+            answer["digests"]["monday"] = "0" * 32
+        if planted == "lost write" and command == "judge":
+            answer["lost"] += 1
+        return answer
+
+    monkeypatch.setattr(Agent, "call", lying)
+    result = CliRunner().invoke(main, ["demo", "--dir", str(folder), "--size", "32M"])
+    assert result.exit_code == 1, result.output
+    assert "the sites differ" in result.output
+    assert ("0" * 32 in result.output, "1 lost" in result.output) == (planted == "store", planted == "lost write")

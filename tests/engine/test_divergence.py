@@ -53,7 +53,7 @@ class Followed(Oracle):
     def _compare(self):
         Followed.steps += 1
         theirs = {IDS[name]: set(regions) for name, regions in self.D.items()}
-        assert marked(self.ours) == {**dict.fromkeys(marked(self.ours), set()), **theirs}
+        assert marked(self.ours) == {**{store: set() for store in self.ours.maps}, **theirs}
         leaving = {(IDS[x], r): lsn for (x, r), lsn in self.leaving.items()}
         mine = {(d.store, r): d.lsn for d in self.ours.departures for first, count in d.runs for r in range(first, first + count)}
         assert mine == leaving

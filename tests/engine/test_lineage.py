@@ -1,4 +1,5 @@
-"""Lineage against the functions of the executable specification (link_model.py), written out here as they stand there."""
+"""Lineage against the functions of the executable specification (link_model.py), written out here as they stand
+there."""
 
 import pytest
 from hypothesis import given, settings

@@ -19,6 +19,7 @@ LAYERS = [  # docs/architecture.md "Rooms" is this list; a room may import from 
     ["point", "journal", "shelf", "divergence"],
     ["inspection"],
     ["protocol"],
+    ["pairing", "knowledge"],
     ["resync", "link", "replica"],
     ["recovery", "applier", "site"],
     ["runtime", "border"],

@@ -1,6 +1,7 @@
 """Devices in memory for tests: plain, recording, failing.
 
-Decides: nothing about the engine; these are disks. MemoryDevice keeps bytes; RecordingDevice also keeps what was asked of it, in
+Decides: nothing about the engine; these are disks. MemoryDevice keeps bytes; RecordingDevice also keeps what was
+asked of it, in
 order, so that a test can build what a power loss would leave; FailingDevice raises where it is told to.
 """
 
@@ -53,7 +54,9 @@ class Recorded(NamedTuple):
 class RecordingDevice(MemoryDevice):
     """Keeps everything that it was asked in ``log``; ``crash`` builds what a power loss leaves."""
 
-    def __init__(self, name: str = "recording", size: int = 1 << 20, sector_size: int = 512, fill: bytes = b"\0") -> None:
+    def __init__(
+        self, name: str = "recording", size: int = 1 << 20, sector_size: int = 512, fill: bytes = b"\0"
+    ) -> None:
         super().__init__(name, size, sector_size, fill)
         self.log: list[Recorded] = []
         self.start = bytes(self.data)

@@ -1,7 +1,7 @@
 """Two sites in simulation and the link between them: bytes in pipes, cut into random chunks, lost with the connection.
 
-Keeps the truth beside it: what every store of the primary holds at every LSN, computed the slow and obvious way. Decides nothing
-about the engine.
+Keeps the truth beside it: what every store of the primary holds at every LSN, computed the slow and obvious way.
+Decides nothing about the engine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from pyrepl import operations
 from pyrepl._core import view
 from pyrepl.errors import PeerError, ProtocolError, PyreplError, Refused
-from pyrepl.link import Link
+from pyrepl.link import Link, Out, Plan
 from pyrepl.protocol.session import Session, Side, State
 from pyrepl.replica import Replica
 from tests.support.simulation import World, create_site, entropy_of, open_site, small_options
@@ -177,7 +177,7 @@ class Pair:
         """The next frame into the pipe."""
         if self.session is None or not self.link.is_open:
             return False
-        out = self.link.next_out(self.a.window.state().durable_position)
+        out = self._next()
         if out is None:
             if self.link.wants_checkpoint:
                 self.a.checkpoint()
@@ -185,6 +185,16 @@ class Pair:
         self.to_b += b"".join(bytes(buffer) for buffer in out.buffers)
         out.release()
         return True
+
+    def _next(self) -> Out | None:
+        while isinstance(plan := self.link.plan(self.a.window.state().durable_position), Plan):
+            if plan.step is not None:
+                self.settle(self.a)  # a reader waits for the operations on its store, and here nobody else performs them
+            plan.fetch()
+            out = self.link.place(plan)
+            if out is not None or plan.step is not None:
+                return out
+        return plan
 
     def deliver(self, most: int = 1 << 30) -> None:
         """Some bytes arrive at the secondary."""

@@ -1,6 +1,7 @@
 """A small site for tests of the core: a window over a log in memory, stores, and the slowest applier that is right.
 
-Decides: nothing. It applies one event after the other, moving every region that another store shows before it is overwritten.
+Decides: nothing. It applies one event after the other, moving every region that another store shows before it is
+overwritten.
 Only copies from one store to stores that nobody else shows are understood (no rings).
 """
 
@@ -23,7 +24,13 @@ class Site:
     """Stores 1..n of `size` bytes, each in the slot of its number."""
 
     def __init__(
-        self, count: int = 2, *, size: int = 64 << 10, alignment: int = 512, region_size: int = 8192, device=MemoryDevice
+        self,
+        count: int = 2,
+        *,
+        size: int = 64 << 10,
+        alignment: int = 512,
+        region_size: int = 8192,
+        device=MemoryDevice,
     ) -> None:
         self.alignment, self.region_size = alignment, region_size
         self.window = Window(ring=4 * (PAYLOAD + BLOCK), alignment=alignment, reserve=64 << 10)
@@ -35,8 +42,8 @@ class Site:
             self.stores.add(number, self.devices[number], store=number, size=size)
             self.window.set_store(number, size)
         self.window.open(
-            self.log, log_offset=0, log_size=64 << 20, position=0, tail=0, chain=1, lsn=0, applied_position=0, applied_lsn=0,
-            group=GROUP, generation=GENERATION, seed=7,
+            self.log, log_offset=0, log_size=64 << 20, position=0, tail=0, chain=1, lsn=0,
+            applied_position=0, applied_lsn=0, group=GROUP, generation=GENERATION, seed=7,
         )  # fmt: skip
 
     def repoint(self, first: int, slot: int, source: int, count: int = 1) -> None:
@@ -70,7 +77,9 @@ class Site:
                     payload = bytes(entry.payload)
                     for record in batch.records(bytes(entry.head) + payload):
                         data = payload[record.payload : record.payload + record.length]
-                        self._perform(record.store, record.offset, data if record.kind == WRITE else bytes(record.length))
+                        self._perform(
+                            record.store, record.offset, data if record.kind == WRITE else bytes(record.length)
+                        )
                 position, lsn = entry.next_position, max(lsn, entry.last_lsn)
         self.window.applied(position, lsn)
         self.window.set_tail(position)

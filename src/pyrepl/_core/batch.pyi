@@ -1,6 +1,7 @@
 """Batches as bytes: encode, judge, walk (for tests, tools and the protocol; the window encodes on its own)."""
-from collections.abc import Buffer
 from typing import NamedTuple
+
+from typing_extensions import Buffer
 
 REASONS: dict[int, str]  # reason code -> one clause of plain text; 0 is "good"
 
@@ -18,7 +19,7 @@ class Head(NamedTuple):
     group: bytes  # 16
     generation: bytes  # 16
     first_lsn: int
-    count: int
+    count: int  # type: ignore[assignment]  # a field, although a tuple has a method of that name
     payload_length: int
     previous: int
     item: int
@@ -41,7 +42,9 @@ class Local(NamedTuple):
 def encode(kind: int, records: list[tuple[int, int, int, bytes | int]], *, group: bytes, generation: bytes, first_lsn: int,
            alignment: int, previous: int = 0, item: int = 0, read_end: int = 0) -> bytes:
     """What travels of a batch: travel part + descriptors + payload. A record is (kind, store, offset, data), or the length in
-    place of the data for zero and discard."""
+    place of the data for zero and discard. What is encoded is not judged: wrong kinds, unaligned offsets and the like are told by
+    judge(). ValueError: no or too many records, more payload than a batch may have, ids that have not 16 bytes, an alignment that
+    is not 512 or 4096. OverflowError: a number that its field has no room for."""
 
 def judge(data: Buffer, *, alignment: int, group: bytes | None = None) -> int:
     """The reason code of what travels: travel part + descriptors + payload, nothing after it. 0: good."""

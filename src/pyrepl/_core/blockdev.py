@@ -1,6 +1,7 @@
 """Block and loop devices: size, sectors, discard, zero-out, attaching, and who uses a device.
 
-Decides: how a loop device is found and made, and what counts as "in use". Must not know groups or journals; starts no program.
+Decides: how a loop device is found and made, and what counts as "in use". Must not know groups or journals; starts
+no program.
 Errors are OSError with the path; a value that cannot be is ValueError. Loop devices need root.
 """
 
@@ -10,7 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyrepl._core import _blk  # type: ignore[attr-defined]
@@ -92,20 +93,18 @@ def zero_out(device: str | os.PathLike[str] | int, offset: int, length: int) -> 
         _answer(_blk.lib.blk_zero_out(fd, offset, length), _name(device))
 
 
-# ---- loop devices -------------------------------------------------------------------------------------------------------
+# ---- loop devices --------------------------------------------------------------------------------------------------
 
 
 def _loop_node(number: int) -> str:
     """The path of loop device `number`; its node is made where no udev does it."""
     node = f"/dev/loop{number}"
-    try:
+    with suppress(FileExistsError):
         os.mknod(node, stat.S_IFBLK | 0o660, os.makedev(_LOOP_MAJOR, number))
-    except FileExistsError:
-        pass
     return node
 
 
-def _configure(node: str, file: int, path: str, sector_bytes: int, direct: bool, writable: bool) -> bool:
+def _configure(node: str, file: int, path: str, sector_bytes: int, *, direct: bool, writable: bool) -> bool:
     """Attaches. False: somebody else took this loop device meanwhile."""
     with _opened(node, os.O_RDWR if writable else os.O_RDONLY) as loop:
         name = os.fsencode(path)[:63]
@@ -133,17 +132,21 @@ def attach_loop(
     if sector_size not in (512, 1024, 2048, 4096):
         raise ValueError(f"sector_size must be 512, 1024, 2048 or 4096, not {sector_size}")
     path = os.fspath(path)
-    with _opened(path, os.O_RDWR if writable else os.O_RDONLY) as file, _opened("/dev/loop-control", os.O_RDWR) as control:
+    with (
+        _opened(path, os.O_RDWR if writable else os.O_RDONLY) as file,
+        _opened("/dev/loop-control", os.O_RDWR) as control,
+    ):
         for _ in range(_TRIES):
             number = _answer(_blk.lib.loop_free_number(control), "/dev/loop-control")
             node = _loop_node(number)
-            if _configure(node, file, path, sector_size, direct, writable):
+            if _configure(node, file, path, sector_size, direct=direct, writable=writable):
                 return node
     raise OSError(errno.EBUSY, "every free loop device was taken by somebody else", path)
 
 
 def detach_loop(device: str | os.PathLike[str]) -> None:
-    """Lets a loop device go. If it is open somewhere the kernel does so when that ends. OSError(ENXIO): not attached."""
+    """Lets a loop device go. If it is open somewhere the kernel does so when that ends. OSError(ENXIO): not
+    attached."""
     with _opened(device) as loop:
         _answer(_blk.lib.loop_clear(loop), os.fspath(device))
 
@@ -155,7 +158,7 @@ def refresh_loop(device: str | os.PathLike[str]) -> int:
         return block_size(loop)
 
 
-# ---- who uses it --------------------------------------------------------------------------------------------------------
+# ---- who uses it ---------------------------------------------------------------------------------------------------
 
 
 def _unescape(word: str) -> str:
@@ -221,7 +224,8 @@ def _file_in_use(path: str) -> str | None:
 def in_use(path: str | os.PathLike[str]) -> str | None:
     """Who else uses a device or file, as a clause for people; None: nobody that can be seen from here.
 
-    A block device: mounted, swap, held by another device, one of its partitions is, or opened exclusively. A regular file:
+    A block device: mounted, swap, held by another device, one of its partitions is, or opened exclusively. A regular
+    file:
     attached to a loop device. This is a look, not a lock: opening it exclusively is what decides.
     """
     path = os.fspath(path)

@@ -1,6 +1,7 @@
 """The numbers of disk and wire formats (src/_core/layout.h), and packing of the structs that Python handles."""
-from collections.abc import Buffer
 from typing import Any
+
+from typing_extensions import Buffer
 
 BLOCK: int
 DISK_VERSION: int
@@ -36,10 +37,11 @@ FRAME_SIZE: int
 MAP_ENTRY_SIZE: int
 
 def fields(struct_name: str) -> list[tuple[str, int, int]]:
-    """(field, offset, size) of superblock, checkpoint, local, travel, record, frame or map_entry."""
+    """(field, offset, size) of superblock, checkpoint, local, travel, record, frame or map_entry. ValueError: no such struct."""
 
 def pack_superblock(**values: Any) -> bytes:
-    """The struct with these fields; magic, version and crc are filled in. ValueError: no such field, or too long."""
+    """The struct with these fields; the others are zero, magic, version and crc are filled in. Numbers are ints, bytes may be shorter
+    than the field, area_offset is a tuple. ValueError: no such field, or it has no room for the value."""
 
 def unpack_superblock(data: Buffer) -> dict[str, Any]:
     """Its fields. ValueError: magic, version, checksum or reserved bytes are wrong; the text says which."""

@@ -7,5 +7,7 @@ cdef extern from "regions.h" nogil:
 
 
 cdef class RegionMap:
-    cdef pr_regions *ptr
+    cdef pr_regions *ptr  # never NULL
+    cdef Py_ssize_t views  # arrays and buffers of the bits that are out
+    cdef Py_ssize_t shape  # words, for those
     cdef int _range(self, object first, object count) except -1

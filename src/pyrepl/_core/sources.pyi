@@ -1,5 +1,7 @@
 """SourceMap: which device holds what a store shows (model.md section 2)."""
-from collections.abc import Buffer, Iterator
+from collections.abc import Iterator
+
+from typing_extensions import Buffer
 
 class SourceMap:
     size: int

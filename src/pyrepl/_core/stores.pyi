@@ -1,5 +1,6 @@
 """Stores: the table of devices and source maps of one group at one site. The applier's thread changes it; readers may resolve."""
-from collections.abc import Buffer
+from typing_extensions import Buffer
+
 from pyrepl._core.device import Device
 
 class Stores:

@@ -1,5 +1,6 @@
 """What a store shows now: window over map over devices."""
-from collections.abc import Buffer
+from typing_extensions import Buffer
+
 from pyrepl._core.stores import Stores
 from pyrepl._core.window import Window
 
@@ -7,4 +8,6 @@ def read(window: Window, stores: Stores, store: int, offset: int, length: int) -
     """Any offset and length inside the store. LookupError: no such store; ValueError: outside; OSError: the device."""
 def readinto(window: Window, stores: Stores, store: int, offset: int, buffer: Buffer) -> None: ...
 def write_unaligned(window: Window, stores: Stores, store: int, offset: int, data: Buffer, *, fua: bool = False) -> int:
-    """A write of any offset and length: the edges are read, merged and written while their blocks are held. The LSN."""
+    """A write of any offset and length: the edges are read, merged and written while their blocks are held. The last
+    LSN. Errors as read(); ValueError too for no data; OSError too if the journal failed. Longer than 4 MiB goes in
+    pieces."""

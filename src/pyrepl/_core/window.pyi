@@ -1,6 +1,9 @@
 """The window: the end of the journal in memory; writers, group commit, hand-over (window.h says the rules)."""
-from collections.abc import Buffer, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
+
+from typing_extensions import Buffer
+
 from pyrepl._core.device import Device
 
 class WindowState(NamedTuple):
@@ -41,7 +44,6 @@ class Entry:
     item: int
     read_end: int
     generation: bytes
-    chain: int  # the chain value of the record before
     digest: int  # what the `previous` of the next batch of events names: crc of the travel part << 32 | low 32 bits of first_lsn; 0 for a note
     head: memoryview  # travel part and descriptors, as they travel
     payload: memoryview  # of an operation or item: see body
@@ -69,7 +71,8 @@ class Window:
              applied_lsn: int, group: bytes, generation: bytes, seed: int, previous: int = 0) -> None:
         """The log goes on at `position`, after event `lsn`. Positions below it, down to applied_position, may be loaded (load).
         Flushes the device first: what the process before wrote may be in its cache, and `position` counts as durable from here on.
-        log_size must be at least reserve + PR_MAX_PAYLOAD + PR_BLOCK. ValueError; OSError: the device."""
+        log_size must be at least reserve + 16 * PR_BLOCK; in a log of less than 2 MiB events are split smaller, and an operation or a
+        received batch that is longer than the log without its reserve is an OSError (ENOSPC), not a wait. ValueError; OSError: the device."""
     def load(self, record: Buffer, *, blocks: Sequence[int] = ()) -> None:
         """Recovery: the record of the log at the next position from applied_position on, before open(): batches only, kept in memory of
         their own until applied, indexed for readers. `blocks` as for submit_operation. ValueError: not such a record."""

@@ -26,7 +26,7 @@ from pyrepl.cli import sizes
 )
 @click.option("--source", type=click.Path(dir_okay=False), help="Fill the volume from this image.")
 @click.pass_context
-def demo(  # noqa: PLR0917 - click gives them by name
+def demo(
     ctx: click.Context, as_json: bool, size: int, folder: str | None, devices: tuple[str, ...], source: str | None
 ) -> None:
     """Two node processes on loopback TCP: fill, synchronize, snapshot, overwrite, restore, kill, cut, compare.

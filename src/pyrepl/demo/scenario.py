@@ -191,7 +191,7 @@ class Scenario:
 
     def _attach(self) -> None:
         self._first.call("start_writer", volume=VOLUME, rate=RATE, seed=1)
-        with self._step("attach a link, synchronize", self._size, watched=True) as step:
+        with self._step("attach and synchronize", self._size, watched=True) as step:
             self._first.call("add_link", name=LINK, address=f"127.0.0.1:{self._cable.port}", mode="async")
             self._synced()
             step.bytes_changed = self._size
@@ -214,34 +214,36 @@ class Scenario:
             self.report.restore = Restore(result["bytes_changed"], crossed.total - crossed.writes, result["seconds"])
 
     def _kill(self) -> None:
-        with self._step("kill the secondary, let it come back") as step:
+        with self._step("secondary killed and back") as step:
             before = self._first.call("written")["bytes"]
             self._second.kill()
             time.sleep(OUTAGE)  # the writer goes on
-            step.bytes_changed = self._first.call("written")["bytes"] - before
             self._second = self._agent("second")
             self._second.call("open", path=self._path("second"))
             self._second.call("listen", port=self._port)
             self._synced()
+            step.bytes_changed = self._first.call("written")["bytes"] - before
 
     def _cut(self) -> None:
-        with self._step("cut the link, snapshot, let it resume") as step:
+        with self._step("link cut and resumed") as step:
             before = self._first.call("written")["bytes"]
             self._cable.cut()
             time.sleep(OUTAGE)
             self._first.call("snapshot", volume=VOLUME, name="tuesday")
-            step.bytes_changed = self._first.call("written")["bytes"] - before
             self._cable.mend()
             self._synced()
+            step.bytes_changed = self._first.call("written")["bytes"] - before
 
     def _compare(self) -> None:
+        """Both nodes are closed and opened again first, so that what is compared comes from the devices."""
         with self._step("compare every store") as step, ThreadPoolExecutor(2) as pool:
             stopped = self._first.call("stop_writer")
             self._synced()
-            digests = [
-                future.result()["digests"]
-                for future in [pool.submit(agent.call, "stores") for agent in (self._first, self._second)]
-            ]
+            for agent, name in ((self._first, "first"), (self._second, "second")):
+                agent.call("close")
+                agent.call("open", path=self._path(name))
+            both = [pool.submit(agent.call, "stores") for agent in (self._first, self._second)]
+            digests = [future.result()["digests"] for future in both]
             verdict = self._first.call(
                 "judge", volume=VOLUME, source=self._source, snapshot=self._snapshot, restore=self._restored
             )

@@ -58,7 +58,7 @@ class Bars:
                 return Text(task.fields.get("wire", ""))
 
         self._progress = Progress(
-            TextColumn("{task.description:<38}"), Watched(), TimeElapsedColumn(), Wire(), console=Console(stderr=True)
+            TextColumn("{task.description:<27}"), Watched(), TimeElapsedColumn(), Wire(), console=Console(stderr=True)
         )
         self._task: Any = None
 
@@ -81,7 +81,7 @@ class Bars:
 
     def end(self, step: Step) -> None:
         """The bar is full."""
-        wire = f"{human(step.bytes_on_wire)} on the wire" if step.bytes_on_wire else ""
+        wire = human(step.bytes_on_wire) if step.bytes_on_wire else ""
         self._progress.update(self._task, total=1, completed=1, watch=None, wire=wire)
 
 
@@ -92,8 +92,8 @@ def show(report: Report) -> None:
 
     console = Console(file=sys.stdout)
     table = Table(title="pyrepl demo", title_justify="left")
-    table.add_column("step")
-    for heading in ("seconds", "changed", "on the wire", "as data it would be"):
+    table.add_column("step", no_wrap=True)
+    for heading in ("seconds", "changed", "on the wire", "as data"):
         table.add_column(heading, justify="right")
     for step in report.steps:
         shipped = human(step.bytes_if_shipped) if step.bytes_if_shipped is not None else ""
@@ -114,5 +114,6 @@ def show(report: Report) -> None:
     for note in report.notes:
         console.print(note, highlight=False)
     for name, (first, second) in report.stores.items():
-        console.print(f"{name:<12} {first}  {'=' if first == second else '!='}  {second}", highlight=False)
+        words = "equal at both sites" if first == second else f"{first} at the first site, {second} at the second"
+        console.print(f"{name}: {words}", highlight=False)
     console.print("[green]both sites are equal[/]" if report.equal else "[bold red]the sites differ[/]")

@@ -22,7 +22,7 @@ class Copied(NamedTuple):
     target: int
     source: int
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # a field, although a tuple has a method of that name
 
 
 class Resized(NamedTuple):

@@ -1,7 +1,7 @@
 """Frames: the 32 bytes before everything on a connection (``layout.h``: pr_frame).
 
-Decides whether a header is whole, ours, next in its sequence and of this session, and whether its length may be; before one
-byte of the body is read. Must not know what may come when (``session``).
+Decides whether a header is whole, ours, next in its sequence and of this session, and whether its length may be; before
+one byte of the body is read. Must not know what may come when (``session``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The control messages of a link: small typed values, strictly decoded, every name and list bounded.
 
-Decides what can be said and how much of it. Must not know when it may be said (``session``), nor what it leads to (``link``,
-``replica``). Arguments are ids, numbers and names: no path, command or clock value travels.
+Decides what can be said and how much of it. Must not know when it may be said (``session``), nor what it leads to
+(``link``, ``replica``). Arguments are ids, numbers and names: no path, command or clock value travels.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The base of all messages."""
 
 
-class Limits(Message):
+class Limits(Message, frozen=True):
     """What was fixed when the group was made; equal at both sites. In bytes."""
 
     alignment: Small
@@ -56,7 +56,7 @@ class Limits(Message):
     max_payload: Small
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """The primary introduces itself."""
 
     versions: Annotated[list[Small], Meta(min_length=1, max_length=16)]
@@ -71,7 +71,7 @@ class Hello(Message):
     stores: Stores
 
 
-class Welcome(Message):
+class Welcome(Message, frozen=True):
     """The secondary answers with where it stands. ``group`` None: fresh, to be paired."""
 
     version: Small
@@ -87,14 +87,14 @@ class Welcome(Message):
     stores: Stores
 
 
-class Refuse(Message):
+class Refuse(Message, frozen=True):
     """No, and why; the connection ends."""
 
     code: Code
     text: Text
 
 
-class Pair(Message):
+class Pair(Message, frozen=True):
     """First pairing: the secondary is to adopt group, lineage and store ids."""
 
     group: Uuid
@@ -104,13 +104,13 @@ class Pair(Message):
     stores: Stores
 
 
-class Paired(Message):
+class Paired(Message, frozen=True):
     """It did, durably."""
 
     lsn: Count
 
 
-class Ack(Message):
+class Ack(Message, frozen=True):
     """How far the secondary is. Frame counts: the frames numbered below it. LSNs and item: up to and including."""
 
     received: Count
@@ -122,14 +122,15 @@ class Ack(Message):
     consistent: bool  # as of what is durable
 
 
-class Heartbeat(Message):
+class Heartbeat(Message, frozen=True):
     """Still here. ``number`` counts the sender's heartbeats."""
 
     number: Count
 
 
-class Close(Message):
-    """The connection ends in good order; ``code`` says why (``stop``, ``paused``, ``newer``, ``protocol``, ``failed``)."""
+class Close(Message, frozen=True):
+    """The connection ends in good order; ``code`` says why (``stop``, ``paused``, ``newer``, ``protocol``,
+    ``failed``)."""
 
     code: Code
     text: Text
@@ -171,4 +172,6 @@ def decode(number: int, body: bytes | memoryview) -> Message:
 
 def limits(alignment: int, region_size: int) -> Limits:
     """The limits of a group as this version keeps them."""
-    return Limits(alignment=alignment, region_size=region_size, max_event=layout.MAX_EVENT, max_payload=layout.MAX_PAYLOAD)
+    return Limits(
+        alignment=alignment, region_size=region_size, max_event=layout.MAX_EVENT, max_payload=layout.MAX_PAYLOAD
+    )

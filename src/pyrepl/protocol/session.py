@@ -9,8 +9,9 @@
                         <-          Ack ...
     Close               <->         Close, or just the end
 
-A session reads a header (:meth:`Session.take_header`), then its body (:meth:`Session.take_body`), so that whoever moves the bytes can put
-a batch where it belongs without a copy. An illegal frame is a ProtocolError and changes nothing; the caller closes.
+A session reads a header (:meth:`Session.take_header`), then its body (:meth:`Session.take_body`), so that whoever moves
+the bytes can put a batch where it belongs without a copy. An illegal frame is a ProtocolError and changes nothing; the
+caller closes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class State(Enum):
     CLOSED = "closed"
 
 
-_H, _W, _R, _P, _D, _A, _B, _C = (messages.NUMBERS[kind] for kind in (Hello, Welcome, Refuse, Pair, Paired, Ack, Heartbeat, Close))
+_H, _W, _R, _P, _D, _A, _B, _C = (
+    messages.NUMBERS[kind] for kind in (Hello, Welcome, Refuse, Pair, Paired, Ack, Heartbeat, Close)
+)
 _ENDS = {_C: State.CLOSED}
 
 FROM_PRIMARY: dict[State, dict[int, State]] = {

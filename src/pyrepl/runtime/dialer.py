@@ -1,7 +1,7 @@
 """The primary's end of a link in production: dials, sends, hears, and dials again.
 
-One thread dials and sends, one more for each connection receives. Decides waiting, back-off and when the log is made durable for
-the link's sake; what is sent is the link's decision (``link``).
+One thread dials and sends, one more for each connection receives. Decides waiting, back-off and when the log is made
+durable for the link's sake; what is sent is the link's decision (``link``).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pyrepl.runtime.transport import Connection
 from pyrepl.seams import Entropy
 
 FLUSH_EVERY = 0.005
-"""Seconds between two flushes of the log that an async link asks for: a flush costs about a millisecond of the disk, and the
-secondary is behind by no more than this for it. A sync link's writers wait for it: there it is at once."""
+"""Seconds between two flushes of the log that an async link asks for: a flush costs about a millisecond of the disk,
+and the secondary is behind by no more than this for it. A sync link's writers wait for it: there it is at once."""
 WAKE = 0.02  # seconds until the sender looks again while it waits for an acknowledgement or a checkpoint
 IDLE = 0.2  # seconds until it looks for stop and pause while nothing is written
 REFUSED = 5.0  # seconds until a refusal is asked about again

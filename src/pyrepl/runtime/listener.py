@@ -1,11 +1,12 @@
 """The secondary's end of links in production: accepts, lets a primary feed the group that it names, acknowledges.
 
-One thread accepts, one for each connection receives, one more acknowledges. Decides time limits and how many may knock; whether a
-primary may feed a group is the replica's decision (``replica``).
+One thread accepts, one for each connection receives, one more acknowledges. Decides time limits and how many may knock;
+whether a primary may feed a group is the replica's decision (``replica``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -71,10 +72,8 @@ class Listener:
         """Ends all connections and threads; harmless the second time."""
         self._stopping = True
         if self._socket is not None:
-            try:
+            with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             if self._acceptor is not None:
                 self._acceptor.join()
             self._socket.close()
@@ -126,7 +125,9 @@ class Listener:
         for site in sites:
             if site.name == hello.group_name:  # fresh, or another group of that name: the replica says which
                 return site
-        raise Refused("this node has no group of that identity or name: create it there with role secondary", reason="group")
+        raise Refused(
+            "this node has no group of that identity or name: create it there with role secondary", reason="group"
+        )
 
     def _seat(self, site: Any, feed: Feed) -> None:
         """The newest connection of a group wins, when the older one is fenced."""
@@ -201,7 +202,9 @@ class Feed:
             self.listener._known()
             knocking = False
             self.connection.greeted()
-            acknowledger = threading.Thread(target=self._acknowledge, args=(site, replica), name="pyrepl-ack", daemon=True)
+            acknowledger = threading.Thread(
+                target=self._acknowledge, args=(site, replica), name="pyrepl-ack", daemon=True
+            )
             acknowledger.start()
             while not self._over:
                 message = self.connection.receive(self.session, self._lock)
@@ -233,9 +236,15 @@ class Feed:
         self.error = error.text
         try:
             with self._lock:
-                replica = self.replica if self.replica is not None else Replica(None, self.session, self.listener._entropy)
+                replica = (
+                    self.replica if self.replica is not None else Replica(None, self.session, self.listener._entropy)
+                )
                 handshake = self.session.state in (State.NEW, State.GREETED, State.PAIRING)
-                frame = replica.refuse(error) if handshake and isinstance(error, Refused) else replica.close(code, error.text)
+                frame = (
+                    replica.refuse(error)
+                    if handshake and isinstance(error, Refused)
+                    else replica.close(code, error.text)
+                )
             self.connection.send(frame)
         except (OSError, PeerError):
             pass  # it hears why from nobody then

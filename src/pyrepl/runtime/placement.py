@@ -105,7 +105,10 @@ class FilePlacement:
             Refused: its sectors are larger than the group's alignment.
         """
         check_free(path)
-        device = open_patiently(path, 0.0, engine=self._engine)
+        try:
+            device = open_patiently(path, 0.0, engine=self._engine)
+        except OSError as error:
+            raise typed(error, "taking a device", device=path) from error
         try:
             self._check_sectors(device)
         except Refused:

@@ -1,10 +1,12 @@
 """A TCP connection of a link: frames out by one system call, frames in to one buffer, with time limits; counted.
 
-Decides how bytes move and when a peer counts as dead. Must not know what they mean. No lock: one thread sends, one receives.
+Decides how bytes move and when a peer counts as dead. Must not know what they mean. No lock: one thread sends, one
+receives.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import select
 import socket
@@ -18,8 +20,8 @@ from pyrepl.protocol.frames import HEADER, MOST_BATCH
 from pyrepl.protocol.session import Received, Session
 
 PATIENCE = 0.02
-"""Seconds for which a frame that pins the journal's memory waits for room in the socket; then it is copied away. So a peer that
-does not read delays the memory's reuse by no more than this."""
+"""Seconds for which a frame that pins the journal's memory waits for room in the socket; then it is copied away. So a
+peer that does not read delays the memory's reuse by no more than this."""
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -30,7 +32,14 @@ def parse_address(address: str) -> tuple[str, int]:
     """
     host, colon, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not bare or not port.isascii() or not port.isdigit() or not 0 <= int(port) <= 65535 or (":" in bare and bare == host):
+    if (
+        not colon
+        or not bare
+        or not port.isascii()
+        or not port.isdigit()
+        or not 0 <= int(port) <= 65535
+        or (":" in bare and bare == host)
+    ):
         raise UsageError(f"{address[:80]!r} is not an address: give host:port or [v6]:port", address=address)
     return bare, int(port)
 
@@ -46,7 +55,8 @@ class Connection:
         self.bytes_sent = self.bytes_received = 0
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # SO_SNDBUF and SO_RCVBUF are left alone: the kernel's tuning goes to tcp_wmem/tcp_rmem, a fixed size only to wmem_max.
+        # SO_SNDBUF and SO_RCVBUF are left alone: the kernel's tuning goes to tcp_wmem/tcp_rmem, a fixed size only to
+        # wmem_max.
         self._limit_wait(dead)
         self._poll.register(sock, select.POLLOUT)
 
@@ -78,7 +88,9 @@ class Connection:
     def send_out(self, out: Out) -> None:
         """Sends a frame as it stands, and releases what it pins as soon as possible."""
         try:
-            rest = self._send([memoryview(buffer).cast("B") for buffer in out.buffers], PATIENCE if out.entry else self._dead)
+            rest = self._send(
+                [memoryview(buffer).cast("B") for buffer in out.buffers], PATIENCE if out.entry else self._dead
+            )
             if rest:
                 copied = memoryview(b"".join(rest))
                 del rest
@@ -150,10 +162,8 @@ class Connection:
 
     def shutdown(self) -> None:
         """Ends both directions; whoever waits on this connection wakes up. From any thread."""
-        try:
+        with contextlib.suppress(OSError):  # it has ended already
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has ended already
 
     def close(self) -> None:
         """Gives the socket back. Only when no thread uses it any more."""

@@ -9,6 +9,7 @@ Output: one JSON object per line on stdout: ``{"event": "ready", "pid": ..., "li
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -29,15 +30,13 @@ def _show(host: str, port: int) -> str:
 
 def serve(state: str, listen: tuple[str, ...], create: bool) -> None:
     """Runs until SIGTERM or SIGINT, then closes the node: journals are applied, checkpoints taken."""
-    import os
+    # Blocked before any import can make a thread, so that all threads inherit it and sigwait alone gets them.
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
 
     from pyrepl.node import Node
     from pyrepl.runtime.transport import parse_address
 
-    # Blocked before the first thread is made, so that all inherit it and sigwait alone gets them: no call is
-    # interrupted.
-    ends = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     addresses = [parse_address(address) for address in listen]
     with Node.open(state, create=create) as node:
         listening = [_show(*node.listen(host, port)) for host, port in addresses]
