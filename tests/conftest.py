@@ -121,7 +121,7 @@ def nodes(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 @pytest.fixture
 def group(nodes: Callable[..., Any], tmp_path: Path) -> Any:
     """A primary on files, without volumes."""
-    return nodes().create_group("db", tmp_path / "journal", journal_size=32 * MIB)
+    return nodes().create_group("db", tmp_path / "journal", journal_size=16 * MIB)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-/* Batches and records of the log: sealing and judging. Decides when bytes are a valid record (layout.h says what each field is);
- * must not know devices, windows or what an operation means. The judge reads only what the lengths at hand allow. */
+/* Batches and records of the log: sealing and judging. Decides when bytes are a valid record (layout.h says what each
+ * field is); must not know devices, windows or what an operation means. The judge reads only what the lengths at
+ * hand allow. */
 #include "batch.h"
 #include "crc32c.h"
 #include <string.h>
@@ -50,14 +51,15 @@ void pr_batch_fill(struct pr_travel *travel, struct pr_record *records, uint32_t
     pr_batch_seal(travel, records, count, payload_length);
 }
 
-/* A descriptor. Those of operations and items hold an encoding of any length; the others are aligned. `at`: bytes of payload before
- * it; payloads lie one after the other, so that nothing travels without a checksum. */
+/* A descriptor. Those of operations and items hold an encoding of any length; the others are aligned. `at`: bytes of
+ * payload before it; payloads lie one after the other, so that nothing travels without a checksum. */
 static int judge_record(const struct pr_travel *travel, const struct pr_record *r, uint32_t alignment, uint32_t at)
 {
     if (r->flags || r->reserved0 || r->reserved1)
         return PR_BAD_RESERVED;
     if (travel->kind == PR_BATCH_OPERATION || travel->kind == PR_BATCH_ITEM) {
-        if (r->kind != PR_OPERATION || r->store || r->offset || r->payload || !r->length || r->length != travel->payload_length)
+        if (r->kind != PR_OPERATION || r->store || r->offset || r->payload || !r->length
+            || r->length != travel->payload_length)
             return PR_BAD_RECORD;
         return PR_GOOD;
     }
@@ -88,7 +90,9 @@ static int judge_fields(const struct pr_travel *travel, uint32_t alignment)
     if (travel->kind <= PR_BATCH_OPERATION ? travel->item || travel->read_end || !travel->first_lsn
                                            : !travel->item || travel->previous || (whole && travel->read_end))
         return PR_BAD_RECORD;
-    return travel->first_lsn > (uint64_t)INT64_MAX - travel->count || travel->read_end > INT64_MAX ? PR_BAD_RECORD : PR_GOOD;
+    if (travel->first_lsn > (uint64_t)INT64_MAX - travel->count || travel->read_end > INT64_MAX)
+        return PR_BAD_RECORD;
+    return PR_GOOD;
 }
 
 int pr_batch_judge(const struct pr_travel *travel, const struct pr_record *records, size_t head_length,
@@ -131,12 +135,13 @@ int pr_batch_judge(const struct pr_travel *travel, const struct pr_record *recor
     return PR_GOOD;
 }
 
-void pr_local_seal(struct pr_local *local, uint8_t kind, uint8_t note, uint64_t position, uint64_t chain, uint64_t durable,
-                   uint64_t seed, uint32_t length, uint32_t body_length, uint32_t body_crc)
+void pr_local_seal(struct pr_local *local, uint8_t kind, uint8_t note, uint64_t position, uint64_t chain,
+                   uint64_t durable, uint64_t seed, uint32_t length, uint32_t body_length, uint32_t body_crc)
 {
     *local = (struct pr_local){
-        .magic = PR_LOCAL_MAGIC, .version = PR_DISK_VERSION, .kind = kind, .note = note, .position = position, .chain = chain,
-        .durable = durable, .seed = seed, .length = length, .body_length = body_length, .body_crc = body_crc,
+        .magic = PR_LOCAL_MAGIC, .version = PR_DISK_VERSION, .kind = kind, .note = note, .position = position,
+        .chain = chain, .durable = durable, .seed = seed, .length = length,
+        .body_length = body_length, .body_crc = body_crc,
     };
     local->crc = crc_but_last(local, sizeof *local);
 }

@@ -1,5 +1,7 @@
-"""Batches as bytes, for tests, tools and the protocol. Decides nothing: batch.c seals and judges; this takes buffers and checks
-lengths. The window encodes on its own."""
+"""Batches as bytes, for tests, tools and the protocol; the window encodes on its own.
+
+Decides nothing: batch.c fills, seals and judges. Takes buffers and checks lengths; must not know what operations mean.
+"""
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
@@ -36,7 +38,8 @@ cdef extern from "batch.h" nogil:
                        size_t payload_length, uint32_t alignment, const uint8_t *group)
     void pr_local_seal(pr_local *local, uint8_t kind, uint8_t note, uint64_t position, uint64_t chain, uint64_t durable,
                        uint64_t seed, uint32_t length, uint32_t body_length, uint32_t body_crc)
-    int pr_record_judge(const uint8_t *record, size_t length, uint64_t position, uint32_t alignment, const uint8_t *group)
+    int pr_record_judge(const uint8_t *record, size_t length, uint64_t position, uint32_t alignment,
+                        const uint8_t *group)
     uint64_t pr_chain(const pr_local *local)
     uint64_t pr_align(uint64_t n, uint64_t unit)
     uint64_t pr_batch_length(uint32_t payload_length)
@@ -124,7 +127,8 @@ def encode(uint8_t kind, list records not None, *, bytes group not None, bytes g
     cdef const uint8_t *sources[122]  # PR_MAX_RECORDS; the check below says if that changes
     cdef pr_record descriptors[122]
     cdef tuple own = tuple(records)  # its length stays what is checked, whatever the items do
-    cdef uint32_t count = len(own), unit = 1 if kind == PR_BATCH_OPERATION or kind == PR_BATCH_ITEM else alignment, i = 0
+    cdef bint whole = kind == PR_BATCH_OPERATION or kind == PR_BATCH_ITEM  # one encoding, not padded
+    cdef uint32_t count = len(own), unit = 1 if whole else alignment, i = 0
     cdef size_t head = sizeof(pr_travel) + count * sizeof(pr_record)
     cdef uint64_t payload = 0
     cdef pr_travel *travel
@@ -213,7 +217,8 @@ def judge(const uint8_t[::1] data not None, *, uint32_t alignment, group=None):
     return code
 
 
-def judge_parts(const uint8_t[::1] head not None, const uint8_t[::1] payload not None, *, uint32_t alignment, group=None):
+def judge_parts(const uint8_t[::1] head not None, const uint8_t[::1] payload not None, *, uint32_t alignment,
+                group=None):
     cdef list keep = []
     cdef const uint8_t *wanted = _group(group, keep)
     cdef const uint8_t *start = &payload[0] if payload.shape[0] else <const uint8_t *>b""
@@ -244,16 +249,16 @@ def head(const uint8_t[::1] data not None):
     data = _aligned(data)
     _head_bytes(data)
     cdef const pr_travel *t = <const pr_travel *>&data[0]
-    return Head(t.kind, (<const char *>t.group)[:16], (<const char *>t.generation)[:16], t.first_lsn, t.count, t.payload_length,
-                t.previous, t.item, t.read_end, t.crc)
+    return Head(t.kind, (<const char *>t.group)[:16], (<const char *>t.generation)[:16], t.first_lsn, t.count,
+                t.payload_length, t.previous, t.item, t.read_end, t.crc)
 
 
 def local(const uint8_t[::1] data not None):
     data = _aligned(data)
     if data.shape[0] < <Py_ssize_t>sizeof(pr_local):
         raise ValueError("fewer bytes than a local part has")
-    cdef const pr_local *l = <const pr_local *>&data[0]
-    return Local(l.kind, l.note, l.position, l.chain, l.durable, l.seed, l.length, l.body_length, l.body_crc, l.crc)
+    cdef const pr_local *p = <const pr_local *>&data[0]
+    return Local(p.kind, p.note, p.position, p.chain, p.durable, p.seed, p.length, p.body_length, p.body_crc, p.crc)
 
 
 def records(const uint8_t[::1] data not None):
@@ -264,7 +269,8 @@ def records(const uint8_t[::1] data not None):
     return [Record(r[i].kind, r[i].store, r[i].offset, r[i].length, r[i].crc, r[i].payload) for i in range(t.count)]
 
 
-def place(const uint8_t[::1] travelling not None, *, uint64_t position, uint64_t chain, uint64_t durable, uint64_t seed):
+def place(const uint8_t[::1] travelling not None, *, uint64_t position, uint64_t chain, uint64_t durable,
+          uint64_t seed):
     travelling = _aligned(travelling)
     cdef size_t head = _head_bytes(travelling)
     cdef const pr_travel *t = <const pr_travel *>&travelling[0]

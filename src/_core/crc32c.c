@@ -1,10 +1,10 @@
 /* CRC32C kernels. Decides how a checksum is computed on this CPU; must not know what is summed.
  *
  *   scalar      the reference: eight tables, eight bytes at a time
- *   sse4.2,     the CPU's instruction on three streams at once, for one has a latency of three cycles; a stream's sum moves
- *   armv8       over the streams behind it by four tables
- *   vpclmul     folding (Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction", 2009) by
- *               AVX-512: 64 bytes at a time, eight accumulators, what is left by the CPU's instruction
+ *   sse4.2,     the CPU's instruction on three streams at once, for one has a latency of three cycles; a stream's sum
+ *   armv8       moves over the streams behind it by four tables
+ *   vpclmul     folding (Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction",
+ *               2009) by AVX-512: 64 bytes at a time, eight accumulators, what is left by the CPU's instruction
  *
  * Folding 16 bytes at a time is left out: where AVX-512 is missing the three streams are as fast or faster.
  *
@@ -42,8 +42,9 @@ static uint32_t scalar(uint32_t crc, const void *data, size_t length)
     crc = ~crc;
     for (; length >= 8; length -= 8, p += 8) {
         uint64_t v = load64(p) ^ crc;
-        crc = bytes_table[7][v & 255] ^ bytes_table[6][v >> 8 & 255] ^ bytes_table[5][v >> 16 & 255] ^ bytes_table[4][v >> 24 & 255]
-            ^ bytes_table[3][v >> 32 & 255] ^ bytes_table[2][v >> 40 & 255] ^ bytes_table[1][v >> 48 & 255] ^ bytes_table[0][v >> 56];
+        crc = bytes_table[7][v & 255] ^ bytes_table[6][v >> 8 & 255] ^ bytes_table[5][v >> 16 & 255]
+            ^ bytes_table[4][v >> 24 & 255] ^ bytes_table[3][v >> 32 & 255] ^ bytes_table[2][v >> 40 & 255]
+            ^ bytes_table[1][v >> 48 & 255] ^ bytes_table[0][v >> 56];
     }
     for (; length; length--)
         crc = crc >> 8 ^ bytes_table[0][(crc ^ *p++) & 255];
@@ -109,7 +110,8 @@ NATIVE static uint32_t native(uint32_t crc, const void *data, size_t length)
 /* ---- folding ---- */
 
 #if defined(__x86_64__)
-/* To move 128 bits over d bits: the low half times x^(d + 31), the high half times x^(d - 33), both mod P and reflected. */
+/* To move 128 bits over d bits: the low half times x^(d + 31), the high half times x^(d - 33), both mod P and
+ * reflected. */
 #define OVER_128 0xf20c0dfe, 0x493c7d27
 #define OVER_256 0x3da6d0cb, 0xba4fc28e
 #define OVER_384 0x1c291d04, 0xddc0152b
@@ -139,7 +141,8 @@ FOLDING static ALWAYS uint32_t rest(uint32_t crc, uint8_t *target, const uint8_t
 
 FOLDING static ALWAYS __m512i fold_512(__m512i x, __m512i over, __m512i data)
 {
-    return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(x, over, 0x00), _mm512_clmulepi64_epi128(x, over, 0x11), data, 0x96);
+    return _mm512_ternarylogic_epi64(_mm512_clmulepi64_epi128(x, over, 0x00), _mm512_clmulepi64_epi128(x, over, 0x11),
+                                     data, 0x96);        /* three-way xor */
 }
 
 /* Loads 64 bytes, and copies them if there is a target. */
@@ -186,7 +189,11 @@ FOLDING static ALWAYS uint32_t fold64(uint32_t crc, uint8_t *target, const uint8
     return ~rest(crc, target, p, length);
 }
 
-FOLDING static uint32_t vpclmul(uint32_t crc, const void *data, size_t length) { return fold64(crc, NULL, data, length); }
+FOLDING static uint32_t vpclmul(uint32_t crc, const void *data, size_t length)
+{
+    return fold64(crc, NULL, data, length);
+}
+
 FOLDING static uint32_t vpclmul_copy(uint32_t crc, void *target, const void *source, size_t length)
 {
     return fold64(crc, target, source, length);
@@ -199,7 +206,9 @@ static struct kernel {
     const char *name;
     pr_crc32c_kernel run;
     copy_kernel copy;                   /* NULL: copy a piece, sum the piece */
-} kernels[PR_CRC32C_KERNELS] = {{"scalar", scalar, NULL}, {"sse4.2", NULL, NULL}, {"vpclmul", NULL, NULL}, {"armv8", NULL, NULL}};
+} kernels[PR_CRC32C_KERNELS] = {
+    {"scalar", scalar, NULL}, {"sse4.2", NULL, NULL}, {"vpclmul", NULL, NULL}, {"armv8", NULL, NULL},
+};
 static int chosen;
 
 static uint32_t over_zeros(uint32_t crc, size_t length)
@@ -226,8 +235,8 @@ __attribute__((constructor)) static void choose(void)
     bool streams = __builtin_cpu_supports("sse4.2");
     if (streams)
         kernels[chosen = 1].run = native;
-    if (streams && __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")
-        && __builtin_cpu_supports("vpclmulqdq"))
+    if (streams && __builtin_cpu_supports("pclmul") && __builtin_cpu_supports("avx512f")
+        && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("vpclmulqdq"))
         kernels[chosen = 2] = (struct kernel){"vpclmul", vpclmul, vpclmul_copy};
 #elif defined(__aarch64__)
     bool streams = getauxval(AT_HWCAP) & HWCAP_CRC32;

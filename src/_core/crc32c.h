@@ -7,11 +7,12 @@
 #include <stdint.h>
 
 uint32_t pr_crc32c(uint32_t crc, const void *data, size_t length);
-/* Copies and sums in one pass: the checksum is computed where the data enter the node. It is that of the copy, even if the source
- * changes meanwhile. */
+/* Copies and sums in one pass: the checksum is computed where the data enter the node. It is that of the copy, even if
+ * the source changes meanwhile. */
 uint32_t pr_crc32c_copy(uint32_t crc, void *target, const void *source, size_t length);
 
-/* Kernels by number: 0 scalar (the reference), 1 SSE4.2, 2 VPCLMUL (AVX-512), 3 ARMv8; one that this CPU cannot run is NULL. */
+/* Kernels by number: 0 scalar (the reference), 1 SSE4.2, 2 VPCLMUL (AVX-512), 3 ARMv8; one that this CPU cannot run is
+ * NULL. */
 #define PR_CRC32C_KERNELS 4
 typedef uint32_t (*pr_crc32c_kernel)(uint32_t crc, const void *data, size_t length);
 pr_crc32c_kernel pr_crc32c_by_number(int number);

@@ -219,7 +219,8 @@ def _format(size, item):
     return f"{size}s" if item == 1 else f"{size // item}{_LETTERS[item]}"
 
 
-_PACKERS = {name: struct.Struct("<" + "".join(_format(size, item) for _, _, size, item in _FIELDS[name])) for name in _MAGICS}
+_FORMATS = {name: "".join(_format(size, item) for _, _, size, item in _FIELDS[name]) for name in _MAGICS}
+_PACKERS = {name: struct.Struct("<" + letters) for name, letters in _FORMATS.items()}
 _NAMES = {name: [field for field, *_ in _FIELDS[name]] for name in _MAGICS}
 _TUPLES = {name: {field: size // item for field, _, size, item in _FIELDS[name] if size > item > 1} for name in _MAGICS}
 _BYTES = {name: {field: size for field, _, size, item in _FIELDS[name] if size > item == 1} for name in _MAGICS}
@@ -270,7 +271,8 @@ cdef dict unpack(str struct_name, object data):
     if values["magic"] != _MAGICS[struct_name]:
         raise ValueError(f"no {struct_name}: the magic is wrong")
     if values["version"] != _VERSIONS[struct_name]:
-        raise ValueError(f"version {values['version']} of the {struct_name} cannot be read: this is version {_VERSIONS[struct_name]}")
+        raise ValueError(f"version {values['version']} of the {struct_name} cannot be read: "
+                         f"this is version {_VERSIONS[struct_name]}")
     if values.pop("crc") != crc32c(data[:_SUMS[struct_name]]):
         raise ValueError(f"the checksum of the {struct_name} is wrong")
     if any(values.pop("reserved", b"")):

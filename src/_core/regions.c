@@ -1,5 +1,5 @@
-/* RegionMap: a bit for each region (bits), and above it a bit for each word that is not zero (summary). Decides how a set of regions
- * is kept, walked and written down; must not know what a mark means.
+/* RegionMap: a bit for each region (bits), and above it a bit for each word that is not zero (summary). Decides how a
+ * set of regions is kept, walked and written down; must not know what a mark means.
  *
  *   1  A group is 64 words, one word of the summary: 4096 regions. Bits are allocated in whole groups.
  *   2  A bit of the summary is 1 exactly if its word is not zero. Regions at or beyond `size` are never marked.
@@ -8,8 +8,8 @@
  * As bytes (version 1):
  *
  *   u8 form, u64 size, then
- *   form 1  runs in ascending order, each two numbers: the clear regions before it (one less, but for the first run, for runs
- *           never touch) and its length less 1. Numbers are LEB128 in their shortest form.
+ *   form 1  runs in ascending order, each two numbers: the clear regions before it (one less, but for the first run,
+ *           for runs never touch) and its length less 1. Numbers are LEB128 in their shortest form.
  *   form 2  the words that `size` needs, 8 bytes each
  *
  * Form 1 is written where it is shorter. A form that is not known belongs to a later version.
@@ -124,7 +124,10 @@ uint64_t pr_regions_mark_pairs(pr_regions *map, const uint8_t *pairs, uint64_t n
 }
 
 /* A word of a map that may have ended before. */
-static uint64_t word_of(const pr_regions *map, uint64_t word) { return word < map->groups * GROUP ? map->bits[word] : 0; }
+static uint64_t word_of(const pr_regions *map, uint64_t word)
+{
+    return word < map->groups * GROUP ? map->bits[word] : 0;
+}
 
 /* into = other on the regions of [first, first + n); other NULL: clear. Untouched groups stay untouched. */
 static void become(pr_regions *into, const pr_regions *other, uint64_t first, uint64_t n)
@@ -211,13 +214,15 @@ __attribute__((target("avx512f,avx512vpopcntdq"))) static uint64_t count_group_a
     return (uint64_t)_mm512_reduce_add_epi64(sum);
 }
 
-__attribute__((target("avx512f"))) static void unite_group_avx512(uint64_t *restrict into, const uint64_t *restrict other)
+__attribute__((target("avx512f")))
+static void unite_group_avx512(uint64_t *restrict into, const uint64_t *restrict other)
 {
     for (uint32_t i = 0; i < GROUP; i += 8)
         _mm512_storeu_si512(into + i, _mm512_or_si512(_mm512_loadu_si512(into + i), _mm512_loadu_si512(other + i)));
 }
 
-__attribute__((target("avx512f"))) static uint64_t subtract_group_avx512(uint64_t *restrict from, const uint64_t *restrict other)
+__attribute__((target("avx512f")))
+static uint64_t subtract_group_avx512(uint64_t *restrict from, const uint64_t *restrict other)
 {
     uint64_t summary = 0;
     for (uint32_t i = 0; i < GROUP; i += 8) {

@@ -1,5 +1,5 @@
-/* RegionMap: one bit per region, with a summary above so that sparse maps are walked quickly.
- * Positions and lengths are in regions. A map has one owner at a time; it takes no lock. Must not know what a mark means. */
+/* RegionMap: one bit per region, with a summary above so that sparse maps are walked quickly. Positions and lengths are
+ * in regions. A map has one owner at a time; it takes no lock. Must not know what a mark means. */
 #ifndef PYREPL_REGIONS_H
 #define PYREPL_REGIONS_H
 
@@ -10,7 +10,7 @@
 
 typedef struct pr_regions pr_regions;
 
-pr_regions *pr_regions_new(uint64_t count);                 /* all clear; NULL: no memory. Untouched parts cost no memory. */
+pr_regions *pr_regions_new(uint64_t count);         /* all clear; NULL: no memory. Untouched parts cost no memory. */
 void pr_regions_free(pr_regions *map);
 uint64_t pr_regions_size(const pr_regions *map);            /* regions that the map covers */
 int pr_regions_resize(pr_regions *map, uint64_t count);     /* what is added is clear; -ENOMEM */
@@ -23,8 +23,8 @@ int pr_regions_any(const pr_regions *map);
 /* The next run of marked regions at or after `from`; its length (0: none left), its start in *first. At most `most`. */
 uint64_t pr_regions_next(const pr_regions *map, uint64_t from, uint64_t most, uint64_t *first);
 int pr_regions_equal(const pr_regions *a, const pr_regions *b);        /* in size too */
-/* Marks n ranges: pairs of uint64 (first, count) at any address. Returns the number of the first pair that is outside, and marks
- * nothing then; n: all are marked. */
+/* Marks n ranges: pairs of uint64 (first, count) at any address. Returns the number of the first pair that is outside,
+ * and marks nothing then; n: all are marked. */
 uint64_t pr_regions_mark_pairs(pr_regions *map, const uint8_t *pairs, uint64_t n);
 void pr_regions_union(pr_regions *into, const pr_regions *other);      /* sizes may differ: the common part */
 void pr_regions_subtract(pr_regions *from, const pr_regions *other);

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define PR_SOURCES_PAGE 4096u                               /* regions of a page */
+#define PR_SOURCES_PAGE 512u                                /* regions of a page */
 
 typedef struct pr_sources pr_sources;
 

@@ -107,6 +107,7 @@ class Node:
         self._groups: dict[str, Group] = {}
         self._listeners: list[tuple[Listener, tuple[str, int]]] = []
         self._subscribers: list[Events] = []
+        self._audience = threading.Lock()  # of subscribers: a leaf, for a failing group speaks from any thread
         self._closed = False
 
     @classmethod
@@ -204,7 +205,7 @@ class Node:
         """What happens here from now on: an iterator of dicts that ends with the node. See :class:`Events`."""
         self._check()
         stream = Events(self._forget)
-        with self._lock:
+        with self._audience:
             self._subscribers.append(stream)
         return stream
 
@@ -322,7 +323,7 @@ class Node:
             if self._closed:
                 return
             self._closed = True
-            listeners, groups, subscribers = self._listeners, list(self._groups.values()), list(self._subscribers)
+            listeners, groups = self._listeners, list(self._groups.values())
         failures: list[PyreplError] = []
         for listener, _ in listeners:
             listener.stop()
@@ -331,6 +332,8 @@ class Node:
                 group.close()
             except PyreplError as error:
                 failures.append(error)
+        with self._audience:
+            subscribers = list(self._subscribers)
         for stream in subscribers:
             stream.close()
         os.close(self._lock_file)
@@ -350,13 +353,13 @@ class Node:
 
     def emit(self, event: dict[str, Any]) -> None:
         """Tells everybody who listens to events."""
-        with self._lock:
+        with self._audience:
             subscribers = list(self._subscribers)
         for stream in subscribers:
             stream.put({"time": time.time(), **event})
 
     def _forget(self, stream: Events) -> None:
-        with self._lock, suppress(ValueError):
+        with self._audience, suppress(ValueError):
             self._subscribers.remove(stream)
 
     def _sites(self) -> list[Any]:

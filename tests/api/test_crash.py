@@ -18,7 +18,7 @@ if node.groups:
     group = node.group("db")
     volume = group.volume("data")
 else:
-    group = node.create_group("db", sys.argv[2], journal_size=None if len(sys.argv) > 3 else 32 << 20)
+    group = node.create_group("db", sys.argv[2], journal_size=None if len(sys.argv) > 3 else 16 << 20)
     volume = group.add_volume("data", *sys.argv[3:], size=size)
 first = int.from_bytes(volume.read(0, 8), "little")
 names = sorted(snapshot.name for snapshot in group.snapshots)
@@ -41,10 +41,10 @@ def test_killed_again_and_again(kind, tmp_path, python, nodes, request):
     given = []
     if kind == "loop":
         loop_device = request.getfixturevalue("loop_device")
-        given = [loop_device(32 * MIB), loop_device(SIZE)]
+        given = [loop_device(16 * MIB), loop_device(SIZE)]
     folder = tmp_path / "node"
     seen = 0
-    for more in (200, 500, 30, 333):
+    for more in (100, 200, 30, 130):
         writer = python(WRITER, str(folder), *(given or [str(tmp_path / "journal")]))
         ready = writer.stdout.readline().split()
         assert ready[0] == "ready" and int(ready[1]) >= seen  # the process before was killed a moment ago
@@ -75,7 +75,7 @@ def test_a_program_that_never_closes_ends(tmp_path, python):
     code = """
 import sys, pyrepl
 node = pyrepl.Node.open(sys.argv[1], create=True)
-volume = node.create_group("db", sys.argv[1] + "/j", journal_size=32 << 20).add_volume("data", size=1 << 20)
+volume = node.create_group("db", sys.argv[1] + "/j", journal_size=16 << 20).add_volume("data", size=1 << 20)
 for n in range(200):
     volume.submit_write(n * 4096, bytes([n]) * 4096)
 volume.flush()

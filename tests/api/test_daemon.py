@@ -31,12 +31,12 @@ def test_ready_and_stopped(tmp_path, python, number):
 
 def test_a_secondary_as_a_service(tmp_path, python, nodes):
     node = nodes("there")
-    node.create_group("db", tmp_path / "far", journal_size=32 * MIB, role="secondary").add_volume("data", size=MIB)
+    node.create_group("db", tmp_path / "far", journal_size=16 * MIB, role="secondary").add_volume("data", size=MIB)
     node.close()
     daemon = python(RUN, "--state", str(tmp_path / "there"), "--listen", "127.0.0.1:0")
     ready = json.loads(daemon.stdout.readline())
     assert ready["groups"] == [{"name": "db", "state": "active"}]
-    group = nodes("here").create_group("db", tmp_path / "near", journal_size=32 * MIB)
+    group = nodes("here").create_group("db", tmp_path / "near", journal_size=16 * MIB)
     volume = group.add_volume("data", size=MIB)
     volume.write(0, b"x" * MIB)
     link = group.add_link("paris", ready["listening"][0])

@@ -23,12 +23,12 @@ class Pair:
     def __init__(self, nodes, tmp_path, alignment=4096):
         self.nodes, self.path = nodes, tmp_path
         self.there = nodes("there")
-        self.far_group = self.there.create_group("db", tmp_path / "far-journal", journal_size=32 * MIB, role="secondary",
+        self.far_group = self.there.create_group("db", tmp_path / "far-journal", journal_size=16 * MIB, role="secondary",
                                                  alignment=alignment)
         self.far = self.far_group.add_volume("data", size=SIZE)
         self.host, self.port = self.there.listen("127.0.0.1", 0)
         self.here = nodes("here")
-        self.group = self.here.create_group("db", tmp_path / "near-journal", journal_size=32 * MIB, alignment=alignment)
+        self.group = self.here.create_group("db", tmp_path / "near-journal", journal_size=16 * MIB, alignment=alignment)
         self.near = self.group.add_volume("data", size=SIZE)
 
     def link(self, **options):
@@ -169,8 +169,8 @@ def test_waiting_for_a_link_that_is_removed(pair):
 ])
 def test_handles_from_before_the_pairing(nodes, tmp_path, removed):
     there, here = nodes("there"), nodes("here")
-    far = there.create_group("db", tmp_path / "f", journal_size=32 * MIB, role="secondary")
-    near = here.create_group("db", tmp_path / "n", journal_size=32 * MIB)
+    far = there.create_group("db", tmp_path / "f", journal_size=16 * MIB, role="secondary")
+    near = here.create_group("db", tmp_path / "n", journal_size=16 * MIB)
     names = ["a", "b", "c"]
     handles = {name: far.add_volume(name, size=REGION) for name in names}
     numbers = {name: handles[name].id for name in names}
@@ -179,7 +179,7 @@ def test_handles_from_before_the_pairing(nodes, tmp_path, removed):
     for name in reversed(names):
         near.add_volume(name, size=REGION).write(0, name.encode() * REGION)
     link = near.add_link("paris", "%s:%d" % there.listen("127.0.0.1"))
-    link.wait_synced(WAIT)
+    link.wait_synced(WAIT if removed else 3)
     near.wait(where="paris", timeout=WAIT)
     assert {name: handles[name].read(0, REGION) for name in names} == {name: name.encode() * REGION for name in names}
     assert handles["a"].id != numbers["a"] and all(handles[name] == far.volume(name) for name in names)

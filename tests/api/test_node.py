@@ -32,7 +32,7 @@ def test_import_is_quick():
 def test_a_node_remembers(nodes, tmp_path):
     node = nodes("n", name="berlin")
     identity = node.node_id
-    group = node.create_group("db", tmp_path / "j", journal_size=32 * MIB, resume="alone")
+    group = node.create_group("db", tmp_path / "j", journal_size=16 * MIB, resume="alone")
     group.add_volume("data", size=REGION).write(0, b"x" * REGION)
     assert node.groups == [group] and node.group("db") is group
     status = node.status()
@@ -52,8 +52,8 @@ def test_a_node_remembers(nodes, tmp_path):
 def test_a_closed_node(nodes, tmp_path):
     node = nodes()
     with node:
-        group = node.create_group("db", tmp_path / "j", journal_size=32 * MIB)
-    for call in (lambda: node.create_group("x", tmp_path / "k", journal_size=32 * MIB), lambda: node.listen("127.0.0.1"),
+        group = node.create_group("db", tmp_path / "j", journal_size=16 * MIB)
+    for call in (lambda: node.create_group("x", tmp_path / "k", journal_size=16 * MIB), lambda: node.listen("127.0.0.1"),
                  node.events, lambda: node.group("db"), group.wait):
         with pytest.raises(Refused, match="is closed"):
             call()
@@ -115,7 +115,7 @@ def test_the_lock_of_a_process_that_is_dying_is_waited_for(nodes, tmp_path):
         lock.write_text(f"{pid}\n")
         fd = os.open(lock, os.O_RDWR)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        timer = threading.Timer(1.5, os.close, (fd,))
+        timer = threading.Timer(0.8, os.close, (fd,))
         timer.start()
         if waits:
             nodes("n").close()
@@ -128,7 +128,7 @@ def test_the_lock_of_a_process_that_is_dying_is_waited_for(nodes, tmp_path):
 @pytest.mark.parametrize("name", ["", ".", "..", "-x", ".x", "a/b", "a b", "ä", "x" * 256, "a\n", None, 5])
 def test_names_that_cannot_be(nodes, tmp_path, name):
     with pytest.raises(UsageError, match="cannot be a name"):
-        nodes().create_group(name, tmp_path / "j", journal_size=32 * MIB)
+        nodes().create_group(name, tmp_path / "j", journal_size=16 * MIB)
     assert not (tmp_path / "j").exists() and nodes("other").groups == []
 
 
@@ -137,26 +137,26 @@ def test_names_that_cannot_be(nodes, tmp_path, name):
     ({"journal_size": -4096}, UsageError, "multiple of 4096"), ({"journal_size": "1G"}, UsageError, "multiple of 4096"),
     ({"journal_size": 8192}, UsageError, "too small"), ({}, NotFound, "give journal_size"),
     ({"journal_size": 2**62}, DeviceError, "making group"), ({"journal_size": 2**64}, UsageError, "making group"),
-    ({"journal_size": 32 * MIB, "role": "tertiary"}, UsageError, "primary or secondary"),
-    ({"journal_size": 32 * MIB, "resume": "later"}, UsageError, "'ask' or 'alone'"),
-    ({"journal_size": 32 * MIB, "region_size": 5000}, UsageError, "region_size"),
-    ({"journal_size": 32 * MIB, "alignment": 1024}, UsageError, "alignment"),
+    ({"journal_size": 16 * MIB, "role": "tertiary"}, UsageError, "primary or secondary"),
+    ({"journal_size": 16 * MIB, "resume": "later"}, UsageError, "'ask' or 'alone'"),
+    ({"journal_size": 16 * MIB, "region_size": 5000}, UsageError, "region_size"),
+    ({"journal_size": 16 * MIB, "alignment": 1024}, UsageError, "alignment"),
 ])
 def test_groups_that_cannot_be(nodes, tmp_path, options, kind, words):
     node = nodes()
     with pytest.raises(kind, match=words):
         node.create_group("db", tmp_path / "j", **options)
     assert not (tmp_path / "j").exists() and node.groups == []
-    node.create_group("db", tmp_path / "j", journal_size=32 * MIB)
+    node.create_group("db", tmp_path / "j", journal_size=16 * MIB)
 
 
 def test_a_journal_is_not_lost_by_mistake(nodes, tmp_path):
     node = nodes("n")
-    node.create_group("db", tmp_path / "j", journal_size=32 * MIB).add_volume("data", size=REGION)
+    node.create_group("db", tmp_path / "j", journal_size=16 * MIB).add_volume("data", size=REGION)
     with pytest.raises(Exists, match="has a group 'db'"):
-        node.create_group("db", tmp_path / "k", journal_size=32 * MIB)
+        node.create_group("db", tmp_path / "k", journal_size=16 * MIB)
     with pytest.raises(Exists, match="leave journal_size out"):
-        node.create_group("other", tmp_path / "j", journal_size=32 * MIB)
+        node.create_group("other", tmp_path / "j", journal_size=16 * MIB)
     with pytest.raises(InUse, match="in use"):
         node.create_group("other", tmp_path / "j")
     node.close()
@@ -176,7 +176,7 @@ def test_a_journal_is_not_lost_by_mistake(nodes, tmp_path):
 def test_one_bad_group_does_not_hinder_the_others(nodes, tmp_path):
     node = nodes()
     for name in ("a", "b", "c"):
-        node.create_group(name, tmp_path / name, journal_size=32 * MIB).add_volume("data", size=REGION)
+        node.create_group(name, tmp_path / name, journal_size=16 * MIB).add_volume("data", size=REGION)
     node.close()
     (tmp_path / "a").unlink()
     with open(tmp_path / "b", "r+b") as journal:
@@ -207,7 +207,7 @@ def test_a_full_gigabyte_is_written(tmp_path):
 def test_a_device_with_a_file_system_is_in_use(nodes, tmp_path, loop_device):
     from pyrepl._core import blockdev
 
-    journal, held = loop_device(32 * MIB), loop_device(4 * MIB)
+    journal, held = loop_device(16 * MIB), loop_device(4 * MIB)
     with open(tmp_path / "loop-1", "rb"):
         fd = os.open(held, os.O_RDWR | os.O_EXCL)
     try:
@@ -246,7 +246,7 @@ def test_listening(nodes, tmp_path):
 def test_events(nodes, tmp_path):
     node = nodes()
     early, late = node.events(), None
-    group = node.create_group("db", tmp_path / "j", journal_size=32 * MIB)
+    group = node.create_group("db", tmp_path / "j", journal_size=16 * MIB)
     late = node.events()
     snapshot = group.add_volume("data", size=REGION).snapshot("s")
     assert [early.get(1)["event"] for _ in range(3)] == ["group-created", "operation", "operation"]

@@ -218,7 +218,7 @@ def test_refused_and_nothing_changed(group, data, case):
 
 
 def test_a_store_of_another_group(nodes, group, data, tmp_path):
-    other = nodes("other").create_group("o", tmp_path / "other-journal", journal_size=32 * MIB)
+    other = nodes("other").create_group("o", tmp_path / "other-journal", journal_size=16 * MIB)
     volume = other.add_volume("data", size=SIZE)
     with pytest.raises(UsageError, match="store of group 'o'"):
         data.synchronize(volume)
@@ -237,7 +237,7 @@ def test_remove_a_volume(group, data):
 
 def test_devices_that_are_given(storage, nodes):
     node = nodes()
-    group = node.create_group("db", storage.device(32 * MIB), alignment=storage.alignment)
+    group = node.create_group("db", storage.device(16 * MIB), alignment=storage.alignment)
     path = storage.device(SIZE + 4096)
     with open(path, "r+b") as raw:
         raw.write(b"old" * 1000)
@@ -268,8 +268,8 @@ def test_devices_that_are_given(storage, nodes):
 def test_sectors_above_the_alignment(nodes, tmp_path, loop_device):
     coarse = loop_device(SIZE, sector_size=4096)
     with pytest.raises(UsageError, match="sectors of 4096"):
-        nodes().create_group("x", loop_device(32 * MIB, sector_size=4096), alignment=512)
-    group = nodes("n").create_group("db", tmp_path / "j", journal_size=32 * MIB, alignment=512)
+        nodes().create_group("x", loop_device(16 * MIB, sector_size=4096), alignment=512)
+    group = nodes("n").create_group("db", tmp_path / "j", journal_size=16 * MIB, alignment=512)
     with pytest.raises(Refused, match="sectors of 4096"):
         group.add_volume("data", coarse)
     assert group.volumes == [] and group.add_volume("data", size=REGION).size == REGION
@@ -279,7 +279,7 @@ def test_sectors_above_the_alignment(nodes, tmp_path, loop_device):
 def test_a_device_that_grew(nodes, tmp_path, loop_device):
     from pyrepl._core import blockdev
 
-    group = nodes().create_group("db", tmp_path / "j", journal_size=32 * MIB)
+    group = nodes().create_group("db", tmp_path / "j", journal_size=16 * MIB)
     device = loop_device(SIZE)
     volume = group.add_volume("data", device)
     with pytest.raises(Refused, match="make it larger first"):
@@ -294,7 +294,7 @@ def test_a_device_that_grew(nodes, tmp_path, loop_device):
 
 def test_files_of_deleted_stores_go_away(nodes, tmp_path):
     node = nodes()
-    group = node.create_group("db", tmp_path / "journal", journal_size=32 * MIB)
+    group = node.create_group("db", tmp_path / "journal", journal_size=16 * MIB)
     volume = group.add_volume("data", size=SIZE)
     folder = Path(volume.device).parent
     before = sorted(os.listdir(folder))

@@ -1168,10 +1168,7 @@ def test_a_reader_never_sees_what_is_still_being_copied():
             window.submit(1, 0, data)
             returned[0] = n
             if n % 10 == 0:
-                with_first = window.state()
-                window.write_out(with_first.end_position)
-                window.applied(with_first.written_position, with_first.written_lsn)
-                window.set_tail(with_first.written_position)
+                advance(window)
         stop.set()
 
     def read():

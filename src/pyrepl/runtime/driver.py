@@ -71,6 +71,7 @@ class Driver:
         self._awake = True  # a step may find something to do
         self._stopping = False
         self._failed: BaseException | None = None
+        self._failing = threading.Lock()
         self._calls: deque[_Call] = deque()
         self._idle = threading.Event()  # apply has nothing to do: watch for what comes after _idle_at
         self._idle_at = 0
@@ -110,16 +111,17 @@ class Driver:
 
     def fail(self, error: BaseException) -> None:
         """The group is over: nothing is stepped or acknowledged any more. The first error counts."""
-        with self._condition:
+        with self._failing:
             if self._failed is not None:
                 return
-            self._failed = error
-            calls, self._calls = self._calls, deque()
-            self._condition.notify()
-        self._site.window.fail(errno.EIO)
-        for call in calls:
-            call.refuse(error)
-        self._on_failure(error)
+            self._on_failure(error)  # first: whoever meets the failed window asks there for the reason
+            with self._condition:
+                self._failed = error
+                calls, self._calls = self._calls, deque()
+                self._condition.notify()
+            self._site.window.fail(errno.EIO)
+            for call in calls:
+                call.refuse(error)
 
     def close(self) -> None:
         """Stops stepping, then closes the site: the journal is applied, a checkpoint taken, devices are given back."""
