@@ -31,6 +31,8 @@ ROOMS = {  # room: the C files behind it, in the order in which they may use eac
     "pump": ["crc32c", "regions", "batch", "buffers", "sources", "device", "stores", "window", "view", "pump"],
 }
 
+SOURCES = [f"src/_core/{name}" for name in sorted(os.listdir("src/_core")) if name.endswith((".c", ".h"))]
+
 
 def room(name: str) -> Extension:
     """One extension module of pyrepl._core, its .pyx alone: Cython would write over a C file of the same name."""
@@ -38,7 +40,7 @@ def room(name: str) -> Extension:
         f"pyrepl._core.{name}",
         [f"src/_core/{name}.pyx"],
         include_dirs=["src/_core"],
-        depends=[f"src/_core/{header}" for header in sorted(os.listdir("src/_core")) if header.endswith(".h")],
+        depends=SOURCES,  # all of them: rooms compile what they use, and their structs must agree
         define_macros=macros,
         extra_compile_args=cflags,
         extra_link_args=ldflags,

@@ -278,7 +278,7 @@ cdef class Device:
         cdef Py_buffer *views
         cdef pr_io *list
         cdef uint32_t n = len(ios), held = 0, i
-        cdef int code, wish
+        cdef int wish
         views = <Py_buffer *>calloc(n + 1, sizeof(Py_buffer))
         list = <pr_io *>calloc(n + 1, sizeof(pr_io))
         try:
@@ -298,7 +298,7 @@ cdef class Device:
                 list[i].buffer = views[held].buf
                 held += 1
             with nogil:
-                code = pr_device_perform(self.ptr, list, n)
+                pr_device_perform(self.ptr, list, n)
             return [list[i].result for i in range(n)]
         finally:
             for i in range(held):

@@ -1,8 +1,9 @@
 """The applier: performs events, operations and items on the stores, in the journal's order; moves; hands devices back.
 
-One thread steps it, so epoch, operation, mover and checkpoint never overlap: the locks of the crash model (lock_mover_epoch,
-lock_mover_op, op_drain, fuzzy_op) hold by construction. What stays is the order of durability within each step, and that is
-written out line by line below. Decides when the mover works. Must not know links, sockets or time.
+One thread steps it, so epoch, operation, mover and checkpoint never overlap: the locks of the crash model
+(lock_mover_epoch, lock_mover_op, op_drain, fuzzy_op) hold by construction. What stays is the order of durability
+within each step, and that is written out line by line below. Decides when the mover works. Must not know links,
+sockets or time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 
 class OperationResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of an operation at this site. ``bytes_changed``: bytes of whole regions whose content may have changed."""
+    """What came of an operation at this site. ``bytes_changed``: bytes of whole regions whose content may have
+    changed."""
 
     lsn: int
     kind: str
@@ -60,7 +62,9 @@ class Applier:
             self.window.make_durable(state.end_position)  # rule journal_first
             state = self.window.state()
         position = state.applied_position
-        limit = self.site.options.epoch_bytes // (1 + len(self.shelf.places) // 16)  # a note has an entry for each store re-pointed
+        limit = self.site.options.epoch_bytes // (
+            1 + len(self.shelf.places) // 16
+        )  # a note has an entry for each store re-pointed
         until, last_lsn, last_item = self.epoch.gather(position, state.durable_position, limit)
         if until > position:
             self._epoch(until, last_lsn, last_item)
@@ -88,7 +92,9 @@ class Applier:
             self.stores.flush()  # rules epoch_flush, mover_flush: what was moved or filled is durable before the note
         note = self.epoch.note(stage)
         if note:
-            self.window.make_durable(self.window.append_note(notes.MAP, note))  # rules epoch_note, mover_note, note_prefix
+            self.window.make_durable(
+                self.window.append_note(notes.MAP, note)
+            )  # rules epoch_note, mover_note, note_prefix
         self.epoch.repoint(stage)
 
     def _one(self, position: int) -> None:

@@ -93,7 +93,9 @@ def check_name(name: str) -> str:
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):
         shown = repr(name)[:60]
-        raise UsageError(f"{shown} cannot be a name: 1 to 255 of A-Z a-z 0-9 . _ -, not beginning with . or -", name=shown)
+        raise UsageError(
+            f"{shown} cannot be a name: 1 to 255 of A-Z a-z 0-9 . _ -, not beginning with . or -", name=shown
+        )
     return name
 
 

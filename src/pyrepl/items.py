@@ -1,7 +1,7 @@
 """Items: what a link sends beside events and copied regions. Pure values.
 
-A secondary journals each item in its place in the stream and performs it there (``applier``). Decides their encoding; must not
-know when they are sent (``link``).
+A secondary journals each item in its place in the stream and performs it there (``applier``). Decides their encoding;
+must not know when they are sent (``link``).
 """
 
 from __future__ import annotations

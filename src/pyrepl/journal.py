@@ -1,7 +1,8 @@
 """The journal device: format it, find its newest checkpoint, walk its log, write checkpoints.
 
-Decides where superblocks, checkpoint areas and log lie (formats: ``layout.h``) and what a checkpoint's body holds. Must not
-know what the records mean: it hands them out in order (``recovery``), and the window appends them (``_core.window``).
+Decides where superblocks, checkpoint areas and log lie (formats: ``layout.h``) and what a checkpoint's body holds.
+Must not know what the records mean: it hands them out in order (``recovery``), and the window appends them
+(``_core.window``).
 """
 
 from __future__ import annotations
@@ -98,17 +99,25 @@ class Journal:
         log_offset = BLOCK + 2 * area
         log_size = size - BLOCK - log_offset
         if log_size < LEAST_LOG:
-            raise UsageError(f"{device.name} is too small for a journal: {size} bytes, but two checkpoint areas of {area} and "
-                             f"a log of at least {LEAST_LOG} are needed", device=device.name, size=size)
+            raise UsageError(
+                f"{device.name} is too small for a journal: {size} bytes, but two checkpoint areas of {area} and "
+                f"a log of at least {LEAST_LOG} are needed",
+                device=device.name,
+                size=size,
+            )
         if device.sector_size > options.alignment:
-            raise UsageError(f"{device.name} has sectors of {device.sector_size} bytes: make the group with an alignment of "
-                             f"{device.sector_size}", device=device.name)
+            raise UsageError(
+                f"{device.name} has sectors of {device.sector_size} bytes: make the group with an alignment of "
+                f"{device.sector_size}",
+                device=device.name,
+            )
         block = layout.pack_superblock(
             version=layout.DISK_VERSION, block_size=BLOCK, journal=journal_id, node=node_id, device_size=size,
             area_offset=(BLOCK, BLOCK + area), area_size=area, log_offset=log_offset, log_size=log_size,
             alignment=options.alignment, region_size=options.region_size, max_event=layout.MAX_EVENT,
             max_payload=layout.MAX_PAYLOAD, created_ns=created_ns, name=name.encode()[:64])
-        # A log that held another journal must not be taken for this one: its first record would have to chain to this start.
+        # A log that held another journal must not be taken for this one: its first record would have to chain to this
+        # start.
         for offset in (BLOCK, BLOCK + area, log_offset):
             device.write(offset, bytes(BLOCK))
         device.flush()
@@ -132,10 +141,14 @@ class Journal:
                 problems.append(f"at {offset}: {error}")
                 continue
             if superblock["device_size"] > device.size:
-                problems.append(f"at {offset}: made for a device of {superblock['device_size']} bytes, this one has {device.size}")
+                problems.append(
+                    f"at {offset}: made for a device of {superblock['device_size']} bytes, this one has {device.size}"
+                )
                 continue
             return cls(device, superblock, 0)
-        raise Corrupt(f"{device.name} holds no pyrepl journal: {'; '.join(problems)}", device=device.name, reason="superblock")
+        raise Corrupt(
+            f"{device.name} holds no pyrepl journal: {'; '.join(problems)}", device=device.name, reason="superblock"
+        )
 
     # ---- checkpoints
 
@@ -182,12 +195,20 @@ class Journal:
         """Whether a checkpoint's body of that many bytes has room."""
         return body_length <= self.area_size - BLOCK
 
-    def write_checkpoint(self, body: bytes, *, scan_position: int, scan_chain: int, applied_lsn: int, note_position: int,
-                         durable_position: int) -> int:
+    def write_checkpoint(
+        self,
+        body: bytes,
+        *,
+        scan_position: int,
+        scan_chain: int,
+        applied_lsn: int,
+        note_position: int,
+        durable_position: int,
+    ) -> int:
         """Writes a checkpoint into the area that does not hold the newest, and makes it durable; its sequence number.
 
-        The stores have been flushed after the body was captured; the tail moves after this returns (crash model: ckpt_area,
-        ckpt_flush, ckpt_fence, tail_after).
+        The stores have been flushed after the body was captured; the tail moves after this returns (crash model:
+        ckpt_area, ckpt_flush, ckpt_fence, tail_after).
         """
         sequence = self.sequence + 1
         header = layout.pack_checkpoint(
@@ -202,8 +223,11 @@ class Journal:
 
     # ---- the log
 
-    def walk(self, position: int, chain: int, known_durable: int, found: Callable[[Scan], None]) -> Iterator[tuple[int, bytes]]:
-        """The records of the log from ``position`` on, along the chain, as (position, record); at the end ``found`` is told.
+    def walk(
+        self, position: int, chain: int, known_durable: int, found: Callable[[Scan], None]
+    ) -> Iterator[tuple[int, bytes]]:
+        """The records of the log from ``position`` on, along the chain, as (position, record); at the end ``found``
+        is told.
 
         Raises:
             Corrupt: the log ends before a position that a later record, or ``known_durable``, says was durable.
@@ -218,7 +242,12 @@ class Journal:
             if reason:
                 break
         if position < durable:
-            raise Corrupt(f"the log of {self.device.name} is damaged at position {position} ({REASONS[reason]}), although it was "
-                          f"durable up to {durable}", device=self.device.name, position=position, durable=durable,
-                          reason=REASONS[reason])
+            raise Corrupt(
+                f"the log of {self.device.name} is damaged at position {position} ({REASONS[reason]}), although it was "
+                f"durable up to {durable}",
+                device=self.device.name,
+                position=position,
+                durable=durable,
+                reason=REASONS[reason],
+            )
         found(Scan(position, chain, reason))

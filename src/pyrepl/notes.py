@@ -25,9 +25,11 @@ class Placed(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Performed(msgspec.Struct, frozen=True, array_like=True):
-    """An operation, or an item that makes or drops a store, has been performed: everything before ``position`` is in the stores.
+    """An operation, or an item that makes or drops a store, has been performed: everything before ``position`` is in
+    the stores.
 
-    ``body`` is its encoding in the batch; ``placed`` is where this site put what it created, and the scratch if that grew.
+    ``body`` is its encoding in the batch; ``placed`` is where this site put what it created, and the scratch if that
+    grew.
     """
 
     position: int

@@ -1,7 +1,7 @@
 """A point: what a site is at one place of its journal, as far as events and items say it (contents aside).
 
-Decides how each record moves LSN, lineage, consistency and catalog. A site keeps two: at its journal's end and where its
-stores are; recovery makes both by the same steps. Must not know devices.
+Decides how each record moves LSN, lineage, consistency and catalog. A site keeps two: at its journal's end and where
+its stores are; recovery makes both by the same steps. Must not know devices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class Point:
 
     def copy(self) -> Point:
         """An independent point that is equal now."""
-        return Point(lsn=self.lsn, lineage=self.lineage, consistent=self.consistent, item=self.item, catalog=self.catalog.copy())
+        return Point(
+            lsn=self.lsn, lineage=self.lineage, consistent=self.consistent, item=self.item, catalog=self.catalog.copy()
+        )
 
     def take_events(self, last_lsn: int) -> None:
         """A batch of events up to this LSN."""

@@ -37,10 +37,13 @@ TRAVEL = layout.LOCAL_SIZE  # where the travelling part begins in a record
 
 
 def recover(site: Site, checkpoint: Checkpoint) -> Scan:
-    """Makes the site what its journal says; batches that are not applied are in its window afterwards, not redone yet."""
+    """Makes the site what its journal says; batches that are not applied are in its window afterwards, not redone
+    yet."""
     journal, body = site.journal, checkpoint.body
     ends: list[Scan] = []
-    records = list(journal.walk(checkpoint.scan_position, checkpoint.scan_chain, checkpoint.durable_position, ends.append))
+    records = list(
+        journal.walk(checkpoint.scan_position, checkpoint.scan_chain, checkpoint.durable_position, ends.append)
+    )
     journal.device.flush()
     here = Point(lsn=body.lsn, lineage=Lineage(tuple(body.lineage)), consistent=body.consistent, item=body.item,
                  catalog=Catalog({store.id: store for store in body.stores}, body.next_id))

@@ -24,7 +24,8 @@ class Placement(Protocol):
         """The device at ``path``, at least ``size`` bytes long."""
 
     def resize(self, path: str, size: int) -> None:
-        """Makes a device that ``create`` made ``size`` bytes long; a device that was given only has its length checked."""
+        """Makes a device that ``create`` made ``size`` bytes long; a device that was given only has its length
+        checked."""
 
     def remove(self, path: str) -> None:
         """Gives the space back, if ``create`` made it; a device that was given is left alone."""

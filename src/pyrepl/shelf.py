@@ -1,7 +1,7 @@
 """The shelf: which device holds which store at this site, and what an operation does to devices and source maps.
 
-Decides slots, the scratch, and when a deleted store's device may go. Applier and recovery perform operations by the same
-method here, so that replaying a note does exactly what was done before the crash. Must not know journal or links.
+Decides slots, the scratch, and when a deleted store's device may go. Applier and recovery perform operations by the
+same method here, so that replaying a note does exactly what was done before the crash. Must not know journal or links.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class Shelf:
 
     def prepare(self, effects: list[Effect], reserved: dict[int, tuple[str, bool]],
                 names: dict[int, str]) -> tuple[list[Placed], Placed | None, int]:
-        """Makes what the operation needs outside the maps: devices for what it creates, room for what grows, the scratch.
+        """Makes what the operation needs outside the maps: devices for what it creates, room for what grows, the
+        scratch.
 
         Doing it twice, or not at all after a crash, is harmless: nothing names these devices before the note does.
 
@@ -94,7 +95,9 @@ class Shelf:
                 case Created(store, regions, zero):
                     place = where[store]
                     device = self.placement.open(place.path, regions * region)
-                    self.stores.add(place.slot, device, store=store, size=regions * region, zero=zero and not place.fresh)
+                    self.stores.add(
+                        place.slot, device, store=store, size=regions * region, zero=zero and not place.fresh
+                    )
                     self.places[store] = Place(place.slot, place.path)
                 case Copied(target, source, first, count):
                     into = self.places[target].slot
@@ -114,16 +117,17 @@ class Shelf:
             self.stores.device(place.slot).resize(size)
 
     def renumber(self, ids: dict[int, tuple[int, int]]) -> None:
-        """A fresh secondary's stores get the primary's numbers: old id -> (new id, size). Their maps are their own devices."""
-        places = {}
+        """A fresh secondary's stores get the primary's numbers: old id -> (new id, size). Their maps are their own
+        devices."""
+        devices = {}
+        for old in ids:  # all leave before any enters: old and new numbers may be the same ones in another order
+            slot = self.places[old].slot
+            devices[old] = self.stores.device(slot)
+            self.stores.drop_map(slot)
+            self.stores.remove(slot)
         for old, (new, size) in ids.items():
-            place = self.places.pop(old)
-            device = self.stores.device(place.slot)
-            self.stores.drop_map(place.slot)
-            self.stores.remove(place.slot)
-            self.stores.add(place.slot, device, store=new, size=size)
-            places[new] = place
-        self.places = places
+            self.stores.add(self.places[old].slot, devices[old], store=new, size=size)
+        self.places = {new: self.places[old] for old, (new, _) in ids.items()}
 
     def release(self, slot: int) -> None:
         """The device of a deleted store leaves the table; its file goes after the next checkpoint."""
@@ -147,8 +151,16 @@ class Shelf:
         """The source maps, by slot."""
         return {place.slot: self.stores.encode_map(place.slot) for place in self.places.values()}
 
-    def restore(self, *, places: dict[int, Place], sizes: dict[int, int], zombies: dict[int, str], scratch: Place | None,
-                scratch_size: int, maps: dict[int, bytes]) -> None:
+    def restore(
+        self,
+        *,
+        places: dict[int, Place],
+        sizes: dict[int, int],
+        zombies: dict[int, str],
+        scratch: Place | None,
+        scratch_size: int,
+        maps: dict[int, bytes],
+    ) -> None:
         """Becomes what a checkpoint says."""
         if scratch is not None:
             self.stores.add(scratch.slot, self.placement.open(scratch.path, scratch_size))

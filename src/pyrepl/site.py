@@ -59,8 +59,18 @@ class Admission(NamedTuple):
 class Site:
     """One group at one site. Made by :meth:`create` or :meth:`open`."""
 
-    def __init__(self, journal: Journal, *, name: str, role: str, node_id: bytes, group_id: bytes | None, placement: Placement,
-                 entropy: Entropy, options: SiteOptions) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        name: str,
+        role: str,
+        node_id: bytes,
+        group_id: bytes | None,
+        placement: Placement,
+        entropy: Entropy,
+        options: SiteOptions,
+    ) -> None:
         self.journal = journal
         self.name = name
         self.role = role
@@ -91,20 +101,41 @@ class Site:
     # ---- life
 
     @classmethod
-    def create(cls, journal: Device, *, name: str, node_id: bytes, role: str, options: SiteOptions, placement: Placement,
-               entropy: Entropy, created_ns: int) -> Site:
+    def create(
+        cls,
+        journal: Device,
+        *,
+        name: str,
+        node_id: bytes,
+        role: str,
+        options: SiteOptions,
+        placement: Placement,
+        entropy: Entropy,
+        created_ns: int,
+    ) -> Site:
         """Formats the journal device and opens an empty group on it: active if primary, fresh if secondary."""
         if role not in (PRIMARY, SECONDARY):
             raise UsageError(f"a group cannot have the role {role!r}: primary or secondary", role=role)
         formatted = Journal.format(journal, name=name, node_id=node_id, journal_id=entropy(16), options=options,
                                    created_ns=created_ns)
         group_id = entropy(16) if role == PRIMARY else None
-        site = cls(formatted, name=name, role=role, node_id=node_id, group_id=group_id, placement=placement, entropy=entropy,
-                   options=options)
+        site = cls(
+            formatted,
+            name=name,
+            role=role,
+            node_id=node_id,
+            group_id=group_id,
+            placement=placement,
+            entropy=entropy,
+            options=options,
+        )
         lineage = Lineage(((entropy(16), 0),))
         site.here = Point(lsn=0, lineage=lineage, consistent=role == PRIMARY, item=0, catalog=Catalog())
         site.end = site.here.copy()
-        site._open_window(0, 0, int.from_bytes(entropy(8), "little"))
+        # A position that no journal used here before: what an older one left in the log cannot be taken for this one's.
+        start = int.from_bytes(entropy(5), "little") * layout.BLOCK
+        site._checkpoint_position = start
+        site._open_window(start, start, int.from_bytes(entropy(8), "little"))
         site._checkpoint()
         return site
 
@@ -121,9 +152,14 @@ class Site:
         checkpoint = found.read_checkpoint()
         body = checkpoint.body
         if body.node_id != node_id:
-            raise Refused(f"the journal on {journal.name} belongs to another node ({body.node_id.hex()})", reason="node",
-                          device=journal.name)
-        options = msgspec.structs.replace(options or SiteOptions(), region_size=found.region_size, alignment=found.alignment)
+            raise Refused(
+                f"the journal on {journal.name} belongs to another node ({body.node_id.hex()})",
+                reason="node",
+                device=journal.name,
+            )
+        options = msgspec.structs.replace(
+            options or SiteOptions(), region_size=found.region_size, alignment=found.alignment
+        )
         site = cls(found, name=body.name, role=body.role, node_id=node_id, group_id=body.group_id, placement=placement,
                    entropy=entropy, options=options)
         site.fed_by = body.fed_by
@@ -148,10 +184,20 @@ class Site:
 
     def _open_window(self, position: int, tail: int, chain: int) -> None:
         applied = getattr(self, "_applied_position", position)
-        self.window.open(self.journal.device, log_offset=self.journal.log_offset, log_size=self.journal.log_size,
-                         position=position, tail=tail, chain=chain, lsn=self.end.lsn, applied_position=applied,
-                         applied_lsn=self.here.lsn, group=self.group_id or bytes(16), generation=self.end.lineage.generation,
-                         seed=int.from_bytes(self.entropy(8), "little"))
+        self.window.open(
+            self.journal.device,
+            log_offset=self.journal.log_offset,
+            log_size=self.journal.log_size,
+            position=position,
+            tail=tail,
+            chain=chain,
+            lsn=self.end.lsn,
+            applied_position=applied,
+            applied_lsn=self.here.lsn,
+            group=self.group_id or bytes(16),
+            generation=self.end.lineage.generation,
+            seed=int.from_bytes(self.entropy(8), "little"),
+        )
         for store in self.end.catalog:
             self.window.set_store(store.id, store.size, self.role == PRIMARY)
 
@@ -187,7 +233,8 @@ class Site:
     # ---- one step of the applier's thread
 
     def step(self) -> bool:
-        """One epoch, operation or item, and a step of the mover unless an operation waits; a checkpoint when one is due."""
+        """One epoch, operation or item, and a step of the mover unless an operation waits; a checkpoint when one is
+        due."""
         if self._is_checkpoint_due():
             self._checkpoint()
             return True
@@ -202,8 +249,10 @@ class Site:
         used = state.end_position - state.tail_position
         if state.applied_position == self._checkpoint_position and not self._must_fold(used):
             return False
-        return (state.applied_position - self._checkpoint_position >= min(self.options.checkpoint_bytes, self._room // 4)
-                or used > self._room // 2)
+        return (
+            state.applied_position - self._checkpoint_position >= min(self.options.checkpoint_bytes, self._room // 4)
+            or used > self._room // 2
+        )
 
     def _must_fold(self, used: int) -> bool:
         return used > self._room * 3 // 4 and any(link.position < self.window.state().applied_position
@@ -227,8 +276,13 @@ class Site:
         check(self.journal.fits(len(body)), f"a checkpoint of {len(body)} bytes does not fit its area")
         self.stores.flush()  # rule ckpt_flush
         self.checkpoints = self.journal.write_checkpoint(
-            body, scan_position=position, scan_chain=chain, applied_lsn=self.here.lsn, note_position=state.durable_position,
-            durable_position=state.durable_position)
+            body,
+            scan_position=position,
+            scan_chain=chain,
+            applied_lsn=self.here.lsn,
+            note_position=state.durable_position,
+            durable_position=state.durable_position,
+        )
         self._checkpoint_position = position
         tail = position
         for link in self.links.values():
@@ -256,11 +310,25 @@ class Site:
         for name, link in self.links.items():
             with link.guard:
                 links[name] = link.save()
-        return Body(name=self.name, role=self.role, node_id=self.node_id, group_id=self.group_id,
-                    lineage=[(generation, lsn) for generation, lsn in lineage], lsn=here.lsn, consistent=here.consistent,
-                    item=here.item, stores=list(here.catalog), next_id=here.catalog.next_id, places=dict(shelf.places),
-                    zombies=dict(shelf.zombies), scratch=shelf.scratch, scratch_size=shelf.scratch_size, maps=shelf.maps(),
-                    links=links, fed_by=self.fed_by)
+        return Body(
+            name=self.name,
+            role=self.role,
+            node_id=self.node_id,
+            group_id=self.group_id,
+            lineage=[(generation, lsn) for generation, lsn in lineage],
+            lsn=here.lsn,
+            consistent=here.consistent,
+            item=here.item,
+            stores=list(here.catalog),
+            next_id=here.catalog.next_id,
+            places=dict(shelf.places),
+            zombies=dict(shelf.zombies),
+            scratch=shelf.scratch,
+            scratch_size=shelf.scratch_size,
+            maps=shelf.maps(),
+            links=links,
+            fed_by=self.fed_by,
+        )
 
     # ---- a primary: admission
 
@@ -305,7 +373,9 @@ class Site:
 
     def _require_primary(self) -> None:
         if self.role != PRIMARY:
-            raise Refused(f"group {self.name!r} is a secondary here: operations and writes are made at its primary", reason="role")
+            raise Refused(
+                f"group {self.name!r} is a secondary here: operations and writes are made at its primary", reason="role"
+            )
 
     def _names_after(self, operation: Operation) -> dict[int, str]:
         after = self.end.catalog.copy()
@@ -313,9 +383,14 @@ class Site:
         return {store.id: store.name for store in after}
 
     def _check_checkpoint_room(self, effects: list[Effect]) -> None:
-        if any(isinstance(effect, Created) for effect in effects) and not self.journal.fits(2 * self._body_length + 16 * 1024):
-            raise Refused(f"the checkpoint areas of this journal ({self.journal.area_size} bytes each) have no room for the map of "
-                          f"another store: delete snapshots, or move to a larger journal", reason="limit")
+        if any(isinstance(effect, Created) for effect in effects) and not self.journal.fits(
+            2 * self._body_length + 16 * 1024
+        ):
+            raise Refused(
+                f"the checkpoint areas of this journal ({self.journal.area_size} bytes each) have no room for the map of "  # noqa: E501
+                f"another store: delete snapshots, or move to a larger journal",
+                reason="limit",
+            )
 
     def _reserve(self, effects: list[Effect], names: dict[int, str], paths: dict[str, str]) -> None:
         placement = self.shelf.placement
@@ -326,7 +401,10 @@ class Site:
                     path = paths.get(names[effect.store], "")
                     if path:
                         placement.resize(path, size)
-                    self.reserved[effect.store] = (path or placement.create(names[effect.store], effect.store, size), not path)
+                    self.reserved[effect.store] = (
+                        path or placement.create(names[effect.store], effect.store, size),
+                        not path,
+                    )
                 elif isinstance(effect, Resized) and effect.store in self.shelf.places:
                     place = self.shelf.places[effect.store]
                     if self.stores.device(place.slot).size < effect.regions * self.region_size:
@@ -410,7 +488,8 @@ class Site:
         return Store(id=info.id, name=info.name, kind=info.kind, size=info.size, origin=info.origin)
 
     def prepare_volume(self, name: str, size: int, path: str = "") -> int:
-        """A fresh secondary gets a volume before it is paired; durable. Its id holds until the primary gives it another.
+        """A fresh secondary gets a volume before it is paired; durable. Its id holds until the primary gives it
+        another.
 
         Raises:
             Refused: the group is a primary, or paired: then volumes come by the stream.
@@ -419,7 +498,9 @@ class Site:
 
     def _prepare_volume(self, name: str, size: int, path: str) -> int:
         if self.role != SECONDARY or self.group_id is not None:
-            raise Refused(f"group {self.name!r} is not a fresh secondary: a volume is added at the primary", reason="role")
+            raise Refused(
+                f"group {self.name!r} is not a fresh secondary: a volume is added at the primary", reason="role"
+            )
         catalog = self.here.catalog
         check_new_name(catalog, name)
         check_size(size, self.region_size)
@@ -445,7 +526,9 @@ class Site:
 
     def _adopt(self, group_id: bytes, ids: dict[str, int], lineage: Lineage, lsn: int, primary: bytes) -> None:
         if self.group_id is not None:
-            raise Diverged(f"group {self.name!r} is paired already, as {self.group_id.hex()}", group=self.group_id.hex())
+            raise Diverged(
+                f"group {self.name!r} is paired already, as {self.group_id.hex()}", group=self.group_id.hex()
+            )
         check(set(ids) == {store.name for store in self.here.catalog}, "pairing names other volumes than there are")
         while self.applier.apply():
             pass
@@ -498,15 +581,39 @@ class Site:
             "role": self.role,
             "consistent": self.end.consistent,
             "generation": self.end.lineage.generation.hex(),
-            "lsn": {"end": state.end_lsn, "written": state.written_lsn, "durable": state.durable_lsn, "applied": state.applied_lsn},
-            "journal": {"size": self.journal.log_size, "used": state.end_position - state.tail_position,
-                        "tail": state.tail_position, "end": state.end_position, "engine": self.journal.device.engine,
-                        "checkpoints": self.checkpoints},
-            "window": {"size": state.ring_size, "used": state.ring_used, "batches": state.batches, "records": state.records,
-                       "payload_bytes": state.payload_bytes, "commits": state.commits, "flushes": state.flushes},
+            "lsn": {
+                "end": state.end_lsn,
+                "written": state.written_lsn,
+                "durable": state.durable_lsn,
+                "applied": state.applied_lsn,
+            },
+            "journal": {
+                "size": self.journal.log_size,
+                "used": state.end_position - state.tail_position,
+                "tail": state.tail_position,
+                "end": state.end_position,
+                "engine": self.journal.device.engine,
+                "checkpoints": self.checkpoints,
+            },
+            "window": {
+                "size": state.ring_size,
+                "used": state.ring_used,
+                "batches": state.batches,
+                "records": state.records,
+                "payload_bytes": state.payload_bytes,
+                "commits": state.commits,
+                "flushes": state.flushes,
+            },
             "map_memory": self.stores.map_memory(),
             "failed": state.failed,
-            "stores": [{"id": store.id, "name": store.name, "kind": store.kind, "size": store.size,
-                        "path": self.shelf.places[store.id].path if store.id in self.shelf.places else None}
-                       for store in list(self.here.catalog)],
+            "stores": [
+                {
+                    "id": store.id,
+                    "name": store.name,
+                    "kind": store.kind,
+                    "size": store.size,
+                    "path": self.shelf.places[store.id].path if store.id in self.shelf.places else None,
+                }
+                for store in list(self.here.catalog)
+            ],
         }

@@ -163,10 +163,7 @@ def test_waiting_for_a_link_that_is_removed(pair):
         assert not waiter.is_alive() and len(caught) == 1
 
 
-@pytest.mark.parametrize("removed", [
-    pytest.param(0, marks=pytest.mark.xfail(strict=True, reason="Shelf.renumber: the new numbers are the old ones, permuted")),
-    3,
-])
+@pytest.mark.parametrize("removed", [0, 3])
 def test_handles_from_before_the_pairing(nodes, tmp_path, removed):
     there, here = nodes("there"), nodes("here")
     far = there.create_group("db", tmp_path / "f", journal_size=16 * MIB, role="secondary")

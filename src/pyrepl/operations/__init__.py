@@ -1,8 +1,8 @@
 """What each storage-management operation means: admission, effect on the catalog, effect on content. Pure.
 
-An operation is a value that travels: it carries arguments, never data, and the sizes that matter, so that its effects can be
-told without knowing the catalog. Its constructor (``snapshot(catalog, ...)``) takes the catalog as of the journal's end and is
-its admission: what it refuses changes nothing. Must not know devices, slots or links.
+An operation is a value that travels: it carries arguments, never data, and the sizes that matter, so that its effects
+can be told without knowing the catalog. Its constructor (``snapshot(catalog, ...)``) takes the catalog as of the
+journal's end and is its admission: what it refuses changes nothing. Must not know devices, slots or links.
 """
 
 from __future__ import annotations

@@ -41,7 +41,9 @@ class Deleted(NamedTuple):
 Effect = Created | Copied | Resized | Deleted
 
 
-def scope(target: Store, source: Store | None, offset: int | None, length: int | None, region_size: int) -> tuple[int, int]:
+def scope(
+    target: Store, source: Store | None, offset: int | None, length: int | None, region_size: int
+) -> tuple[int, int]:
     """The regions of an operation on a range of bytes: (first, count). Without offset and length, the whole target.
 
     Raises:

@@ -1,7 +1,7 @@
 """Operations that make a store show another's content: restore, refresh, synchronize, copy a range; and zeroing.
 
-Each is ``copy(target := source)`` of the source map over whole regions (model: "The source map"). They differ in what is
-admitted and in what people call them.
+Each is ``copy(target := source)`` of the source map over whole regions (model: "The source map"). They differ in what
+is admitted and in what people call them.
 """
 
 from __future__ import annotations
@@ -87,8 +87,12 @@ def restore(catalog: Catalog, target: str, source: str, offset: int | None = Non
         Refused: the source is not a snapshot (then synchronize is meant).
     """
     if catalog.by_name(source).kind != SNAPSHOT:
-        raise Refused(f"{source!r} is a {catalog.by_name(source).kind}: a store is restored from a snapshot; to make it equal "
-                      f"to another volume use synchronize", reason="kind", source=source)
+        raise Refused(
+            f"{source!r} is a {catalog.by_name(source).kind}: a store is restored from a snapshot; to make it equal "
+            f"to another volume use synchronize",
+            reason="kind",
+            source=source,
+        )
     return _copy("restore", catalog, target, source, offset, length, region_size)
 
 

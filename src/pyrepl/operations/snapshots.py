@@ -80,7 +80,9 @@ def _effects(members: list[Member], region_size: int) -> list[Effect]:
 
 def _check(catalog: Catalog, members: list[Member]) -> None:
     if len(catalog.stores) + len(members) > MOST_STORES:
-        raise Refused(f"a group holds at most {MOST_STORES} stores: delete some first", reason="limit", limit=MOST_STORES)
+        raise Refused(
+            f"a group holds at most {MOST_STORES} stores: delete some first", reason="limit", limit=MOST_STORES
+        )
     for member in members:
         check_new_name(catalog, member.name)
         if member.id in catalog or member.id < 1:

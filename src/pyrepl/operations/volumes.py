@@ -31,7 +31,9 @@ class AddVolume(msgspec.Struct, frozen=True, tag="add-volume", tag_field="op", f
         if self.id in catalog or self.id < 1:
             raise Exists(f"store number {self.id} exists", store=self.id)
         if len(catalog.stores) >= MOST_STORES:
-            raise Refused(f"a group holds at most {MOST_STORES} stores: delete some first", reason="limit", limit=MOST_STORES)
+            raise Refused(
+                f"a group holds at most {MOST_STORES} stores: delete some first", reason="limit", limit=MOST_STORES
+            )
 
     def apply(self, catalog: Catalog) -> None:
         catalog.add(Store(id=self.id, name=self.name, kind=VOLUME, size=self.size))
@@ -107,8 +109,12 @@ def remove_volume(catalog: Catalog, name: str, *, force: bool = False) -> Delete
         raise Refused(f"{name!r} is a {store.kind}, not a volume: use delete", reason="kind", name=name)
     held = catalog.snapshots_of(store.id)
     if held and not force:
-        raise Refused(f"volume {name!r} has {len(held)} snapshots ({held[0].name!r} ...): delete them first, or use force to "
-                      f"remove the volume and keep them", reason="snapshots", name=name)
+        raise Refused(
+            f"volume {name!r} has {len(held)} snapshots ({held[0].name!r} ...): delete them first, or use force to "
+            f"remove the volume and keep them",
+            reason="snapshots",
+            name=name,
+        )
     return Delete(store.id)
 
 
