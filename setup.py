@@ -40,7 +40,6 @@ def room(name: str) -> Extension:
         f"pyrepl._core.{name}",
         [f"src/_core/{name}.pyx"],
         include_dirs=["src/_core"],
-        depends=SOURCES,  # all of them: rooms compile what they use, and their structs must agree
         define_macros=macros,
         extra_compile_args=cflags,
         extra_link_args=ldflags,
@@ -55,6 +54,7 @@ extensions = cythonize(
     compiler_directives={"language_level": 3, "linetrace": TRACE, "embedsignature": False},
 )
 for extension in extensions:
+    extension.depends = SOURCES  # all of them: rooms compile what they use, and their structs must agree
     extension.sources += [f"src/_core/{source}.c" for source in ROOMS[extension.name.rpartition(".")[2]]]
 
 setup(ext_modules=extensions, cffi_modules=[] if ONLY else ["src/_core/_blk_build.py:ffibuilder"])
