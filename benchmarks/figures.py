@@ -5,8 +5,8 @@
     python benchmarks/figures.py write        the API against fio on the same file, in turn, and CPU for each write
     python benchmarks/figures.py sparse       a sparse volume of 1 TiB: snapshot, restore, clone, memory
 
-Files lie in the folder that --dir names (default: the current one's file system). The two sites are two processes; a proxy
-between them counts bytes on its own.
+Files lie in the folder that --dir names (default: the current one). The two sites are two processes; a proxy between
+them counts bytes on its own.
 """
 
 from __future__ import annotations
@@ -59,10 +59,14 @@ def folder(parent: str) -> Iterator[Path]:
 def pair(path: Path, size: int, journal: int = GIB) -> Iterator[tuple[pyrepl.Group, pyrepl.Volume, Proxy]]:
     """A primary here, a secondary in a process of its own, the proxy between them; synchronized."""
     with pyrepl.Node.open(path / "second", create=True) as second:
-        group = second.create_group("figures", journal=str(path / "second.journal"), journal_size=journal, role="secondary")
+        group = second.create_group(
+            "figures", journal=str(path / "second.journal"), journal_size=journal, role="secondary"
+        )
         group.add_volume("data", size=size)
-    daemon = subprocess.Popen([sys.executable, "-m", "pyrepl.service.daemon", "--state", str(path / "second"),
-                               "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE)
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "pyrepl.service.daemon", "--state", str(path / "second"), "--listen", "127.0.0.1:0"],
+        stdout=subprocess.PIPE,
+    )
     assert daemon.stdout is not None
     try:
         port = int(json.loads(daemon.stdout.readline())["listening"][0].rpartition(":")[2])
@@ -149,8 +153,14 @@ def _restore(path: Path, changed: int, rounds: int) -> None:
             wire.append(crossed.operations + crossed.copied)
             bytes_changed.append(result.bytes_changed)
         settle(group)
-    say(f"restore of {min(bytes_changed) / GIB:.2f} to {max(bytes_changed) / GIB:.2f} GiB, {writes} writes beside it, {rounds} times:")
-    say(f"  usable after {', '.join(f'{1e3 * s:.1f}' for s in usable)} ms (median {1e3 * statistics.median(usable):.1f})")
+    say(
+        f"restore of {min(bytes_changed) / GIB:.2f} to {max(bytes_changed) / GIB:.2f} GiB, "
+        f"{writes} writes beside it, {rounds} times:"
+    )
+    say(
+        f"  usable after {', '.join(f'{1e3 * s:.1f}' for s in usable)} ms "
+        f"(median {1e3 * statistics.median(usable):.1f})"
+    )
     say(f"  on the wire besides the writers' own and acknowledgements: {max(wire)} bytes at most")
 
 
@@ -180,18 +190,34 @@ def framing(parent: str, count: int) -> None:
         group.wait(group.flush(), where="second", timeout=600)
         crossed = proxy.counts().since(before)
     payload = count * 4096
-    say(f"{count} random writes of 4 KiB, 32 in flight, {count / seconds:.0f}/s: {crossed.forward} bytes to the secondary for "
-        f"{payload} of payload: {100 * (crossed.forward / payload - 1):.2f} % framing; "
-        f"{100 * (crossed.total / payload - 1):.2f} % with acknowledgements")
+    say(
+        f"{count} random writes of 4 KiB, 32 in flight, {count / seconds:.0f}/s: {crossed.forward} bytes to the "
+        f"secondary for {payload} of payload: {100 * (crossed.forward / payload - 1):.2f} % framing; "
+        f"{100 * (crossed.total / payload - 1):.2f} % with acknowledgements"
+    )
 
 
 def fio(path: Path, depth: int, seconds: int) -> tuple[float, float]:
     """Random writes of 4 KiB by fio: (per second, CPU microseconds each)."""
     output = subprocess.run(
-        ["fio", "--name=figures", f"--filename={path}", "--direct=1", "--rw=randwrite", "--bs=4k", f"--iodepth={depth}",
-         "--ioengine=io_uring" if depth > 1 else "--ioengine=psync", f"--runtime={seconds}", "--time_based", "--size=1g",
-         "--output-format=json"], check=True, capture_output=True).stdout
-    job = json.loads(output[output.index(b"{"):])["jobs"][0]
+        [
+            "fio",
+            "--name=figures",
+            f"--filename={path}",
+            "--direct=1",
+            "--rw=randwrite",
+            "--bs=4k",
+            f"--iodepth={depth}",
+            "--ioengine=io_uring" if depth > 1 else "--ioengine=psync",
+            f"--runtime={seconds}",
+            "--time_based",
+            "--size=1g",
+            "--output-format=json",
+        ],
+        check=True,
+        capture_output=True,
+    ).stdout
+    job = json.loads(output[output.index(b"{") :])["jobs"][0]
     iops = job["write"]["iops"]
     return iops, 1e4 * (job["usr_cpu"] + job["sys_cpu"]) / iops
 
@@ -238,14 +264,18 @@ def write(parent: str, rounds: int, seconds: int) -> None:
     for depth in (1, 32):
         api, peer = (statistics.median(rate for rate, _ in rates[who, depth]) for who in ("api", "fio"))
         costs = {who: statistics.median(cost for _, cost in rates[who, depth]) for who in ("api", "fio")}
-        say(f"4 KiB random writes, {depth:2} in flight: API {api:.0f}/s ({1e6 / api:.0f} us each, {costs['api']:.1f} us of CPU with "
-            f"applying) | fio {peer:.0f}/s ({costs['fio']:.1f} us of CPU) | ratio {api / peer:.2f}")
+        say(
+            f"4 KiB random writes, {depth:2} in flight: API {api:.0f}/s ({1e6 / api:.0f} us each, "
+            f"{costs['api']:.1f} us of CPU with applying) | fio {peer:.0f}/s ({costs['fio']:.1f} us of CPU) | "
+            f"ratio {api / peer:.2f}"
+        )
 
 
 @main.command()
 @click.pass_obj
 def sparse(parent: str) -> None:
     """A sparse volume of 1 TiB."""
+
     def memory() -> float:
         with open("/proc/self/status") as status:
             return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
@@ -271,8 +301,12 @@ def sparse(parent: str) -> None:
             group.wait(group.flush())
         timed("clone", lambda: group.volume("big").clone("copy"))
         maps = group.site.stores.map_memory()
-        say("a sparse volume of 1 TiB with 10 snapshots, ms each: " + "; ".join(
-            f"{name} {min(t):.1f} to {max(t):.1f} (median {statistics.median(t):.1f})" for name, t in times.items()))
+        say(
+            "a sparse volume of 1 TiB with 10 snapshots, ms each: "
+            + "; ".join(
+                f"{name} {min(t):.1f} to {max(t):.1f} (median {statistics.median(t):.1f})" for name, t in times.items()
+            )
+        )
         say(f"  source maps {maps / MIB:.1f} MiB; process {memory():.0f} MiB, {before:.0f} before the volume")
 
 

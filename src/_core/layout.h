@@ -54,8 +54,9 @@ struct pr_superblock {                  /* 4096 bytes, at the first and the last
     uint32_t max_event;                 /* PR_MAX_EVENT */
     uint32_t max_payload;               /* PR_MAX_PAYLOAD */
     uint64_t created_ns;                /* wall clock, for people only */
+    uint64_t first_position;            /* where the log began: a position that no journal here used before */
     uint8_t name[64];                   /* of the group, UTF-8, zero-padded; for people only */
-    uint8_t reserved[3908];
+    uint8_t reserved[3900];
     uint32_t crc;                       /* CRC32C of all bytes before */
 };
 

@@ -32,6 +32,7 @@ cdef extern from *:
         F(pr_superblock, max_event, uint32_t),
         F(pr_superblock, max_payload, uint32_t),
         F(pr_superblock, created_ns, uint64_t),
+        F(pr_superblock, first_position, uint64_t),
         F(pr_superblock, name, uint8_t),
         F(pr_superblock, reserved, uint8_t),
         F(pr_superblock, crc, uint32_t),

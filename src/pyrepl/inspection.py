@@ -146,7 +146,7 @@ def records(journal: Journal, checkpoint: Checkpoint) -> Iterator[tuple[int, byt
 def _oldest(journal: Journal, checkpoint: Checkpoint) -> tuple[int, int]:
     """(position, chain) of the oldest record from which the chain leads to the checkpoint."""
     target = (checkpoint.scan_position, checkpoint.scan_chain)
-    first = max(0, checkpoint.scan_position - journal.log_size)
+    first = max(journal.superblock["first_position"], checkpoint.scan_position - journal.log_size)
     for position in range(first, min(checkpoint.scan_position, first + LONGEST), BLOCK):
         try:
             head = batch.local(journal.device.read(journal.log_offset + position % journal.log_size, BLOCK))

@@ -85,8 +85,17 @@ class Journal:
     # ---- making and finding
 
     @classmethod
-    def format(cls, device: Device, *, name: str, node_id: bytes, journal_id: bytes, options: SiteOptions,
-               created_ns: int) -> Journal:
+    def format(
+        cls,
+        device: Device,
+        *,
+        name: str,
+        node_id: bytes,
+        journal_id: bytes,
+        first_position: int,
+        options: SiteOptions,
+        created_ns: int,
+    ) -> Journal:
         """Lays a new journal out on the device; the first checkpoint is the caller's next act.
 
         Nothing on the device is a journal until the superblocks are durable, and they are written last.
@@ -115,7 +124,7 @@ class Journal:
             version=layout.DISK_VERSION, block_size=BLOCK, journal=journal_id, node=node_id, device_size=size,
             area_offset=(BLOCK, BLOCK + area), area_size=area, log_offset=log_offset, log_size=log_size,
             alignment=options.alignment, region_size=options.region_size, max_event=layout.MAX_EVENT,
-            max_payload=layout.MAX_PAYLOAD, created_ns=created_ns, name=name.encode()[:64])
+            max_payload=layout.MAX_PAYLOAD, created_ns=created_ns, first_position=first_position, name=name.encode()[:64])
         # A log that held another journal must not be taken for this one: its first record would have to chain to this
         # start.
         for offset in (BLOCK, BLOCK + area, log_offset):

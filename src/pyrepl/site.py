@@ -116,8 +116,17 @@ class Site:
         """Formats the journal device and opens an empty group on it: active if primary, fresh if secondary."""
         if role not in (PRIMARY, SECONDARY):
             raise UsageError(f"a group cannot have the role {role!r}: primary or secondary", role=role)
-        formatted = Journal.format(journal, name=name, node_id=node_id, journal_id=entropy(16), options=options,
-                                   created_ns=created_ns)
+        # A position that no journal used here before: what an older one left in the log cannot be taken for this one's.
+        start = int.from_bytes(entropy(5), "little") * layout.BLOCK
+        formatted = Journal.format(
+            journal,
+            name=name,
+            node_id=node_id,
+            journal_id=entropy(16),
+            first_position=start,
+            options=options,
+            created_ns=created_ns,
+        )
         group_id = entropy(16) if role == PRIMARY else None
         site = cls(
             formatted,
@@ -132,8 +141,6 @@ class Site:
         lineage = Lineage(((entropy(16), 0),))
         site.here = Point(lsn=0, lineage=lineage, consistent=role == PRIMARY, item=0, catalog=Catalog())
         site.end = site.here.copy()
-        # A position that no journal used here before: what an older one left in the log cannot be taken for this one's.
-        start = int.from_bytes(entropy(5), "little") * layout.BLOCK
         site._checkpoint_position = start
         site._open_window(start, start, int.from_bytes(entropy(8), "little"))
         site._checkpoint()

@@ -12,7 +12,7 @@ from pyrepl._core import layout
 from tests.support.forge import crc32c
 
 FORMATS = {  # written down a second time, on purpose
-    "superblock": "<8sII16s16sQ2QQQQIIIIQ64s3908sI",
+    "superblock": "<8sII16s16sQ2QQQQIIIIQQ64s3900sI",
     "checkpoint": "<8sII16sQQQQQQQQ3996sI",
     "frame": "<IHHIIQII",
 }
@@ -27,7 +27,7 @@ uuids = st.binary(min_size=16, max_size=16)
 FIELDS = {  # in the order in which they lie
     "superblock": {"block_size": u32, "journal": uuids, "node": uuids, "device_size": u64, "area_offset": st.tuples(u64, u64),
                    "area_size": u64, "log_offset": u64, "log_size": u64, "alignment": u32, "region_size": u32, "max_event": u32,
-                   "max_payload": u32, "created_ns": u64, "name": st.binary(min_size=64, max_size=64)},
+                   "max_payload": u32, "created_ns": u64, "first_position": u64, "name": st.binary(min_size=64, max_size=64)},
     "checkpoint": {"body_crc": u32, "journal": uuids, "sequence": u64, "body_length": u64, "scan_position": u64, "scan_chain": u64,
                    "applied_position": u64, "applied_lsn": u64, "note_position": u64, "durable_position": u64},
     "frame": {"type": u16, "length": u32, "body_crc": u32, "sequence": u64, "session": u32},
