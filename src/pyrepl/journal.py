@@ -124,10 +124,9 @@ class Journal:
             version=layout.DISK_VERSION, block_size=BLOCK, journal=journal_id, node=node_id, device_size=size,
             area_offset=(BLOCK, BLOCK + area), area_size=area, log_offset=log_offset, log_size=log_size,
             alignment=options.alignment, region_size=options.region_size, max_event=layout.MAX_EVENT,
-            max_payload=layout.MAX_PAYLOAD, created_ns=created_ns, first_position=first_position, name=name.encode()[:64])
-        # A log that held another journal must not be taken for this one: its first record would have to chain to this
-        # start.
-        for offset in (BLOCK, BLOCK + area, log_offset):
+            max_payload=layout.MAX_PAYLOAD, created_ns=created_ns, first_position=first_position,
+            name=name.encode()[:64])
+        for offset in (BLOCK, BLOCK + area):
             device.write(offset, bytes(BLOCK))
         device.flush()
         device.write(0, block)
