@@ -253,13 +253,9 @@ class Site:
 
     def _is_checkpoint_due(self) -> bool:
         state = self.window.state()
-        used = state.end_position - state.tail_position
-        if state.applied_position == self._checkpoint_position and not self._must_fold(used):
-            return False
-        return (
-            state.applied_position - self._checkpoint_position >= min(self.options.checkpoint_bytes, self._room // 4)
-            or used > self._room // 2
-        )
+        if self._must_fold(state.end_position - state.tail_position):
+            return True
+        return state.applied_position - self._checkpoint_position >= min(self.options.checkpoint_bytes, self._room // 4)
 
     def _must_fold(self, used: int) -> bool:
         return used > self._room * 3 // 4 and any(link.position < self.window.state().applied_position
