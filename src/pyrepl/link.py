@@ -62,6 +62,7 @@ ASYNC, SYNC = "async", "sync"
 STATES = ("connecting", "streaming", "resyncing", "refused", "paused", "diverged", "down")
 MOST_FLIGHT = 64 << 20  # bytes sent and not acknowledged
 MOST_FRAMES = 4096  # frames sent and not acknowledged
+SAVE_EVERY = 256 << 20  # bytes of copied regions acknowledged: a primary that dies copies so much again at most
 MOST_COPIES = 16 << 20  # bytes of copied regions sent and not acknowledged: what an event waits for behind them
 KINDS = ("events", "operations", "copied", "items", "control")
 
@@ -198,6 +199,7 @@ class Link:
         self._captured = 0  # ... that the checkpoint being taken holds
         self._saved = 0  # ... that a durable checkpoint holds
         self._awaited = 0  # ... that must be saved before anything is sent
+        self._copied_unsaved = 0  # bytes of copied regions that were acknowledged since the last save
         self.checkpoint = 0  # the last durable checkpoint that was taken with this link
         # of one connection
         self.session: Session | None = None
@@ -281,6 +283,7 @@ class Link:
         """What a checkpoint holds of this link; :meth:`saved` says when it is durable."""
         if not self._begun:
             self.begin()
+        self._copied_unsaved = 0
         self._captured = self._fold
         base = self.base
         return msgspec.msgpack.encode(
@@ -316,7 +319,9 @@ class Link:
 
     @property
     def wants_checkpoint(self) -> bool:
-        """Whether the stream stands still until a checkpoint was taken."""
+        """Whether the stream stands still until a checkpoint was taken, or much would be copied again without one."""
+        if self._copied_unsaved >= SAVE_EVERY:
+            return True
         if self._saved < self._awaited:
             return True
         if self.session is None:
@@ -899,6 +904,7 @@ class Link:
             self.flight_bytes -= flight.length
             if isinstance(flight.effect, CopiedRegions):
                 self._copies_bytes -= flight.length
+                self._copied_unsaved += flight.length
             while self.backlog and self.backlog[0].upto <= base.lsn:
                 self.backlog.popleft()
         if not self._acked_item:
