@@ -323,7 +323,8 @@ static int finish_plan(pr_epoch *epoch)
                     move_end++;
             }
             ROOM(epoch, stages, stage_list);
-            qsort(level->moves + move, move_end - move, sizeof *level->moves, by_move);
+            if (move_end > move)                /* qsort takes no NULL, not even for nothing */
+                qsort(level->moves + move, move_end - move, sizeof *level->moves, by_move);
             epoch->stages[epoch->stage_list.count++] = (pr_stage){
                 level->moves + move, (uint32_t)(move_end - move),
                 level->entries + entry, merge_entries(level->entries + entry, entry_end - entry)};

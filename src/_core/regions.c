@@ -392,15 +392,15 @@ int pr_regions_resize(pr_regions *map, uint64_t count)
 
 /* ---- as bytes ---- */
 
-/* LEB128; `into` NULL: only counts. */
+#define NUMBER 10u                      /* bytes of the longest */
+
+/* LEB128 */
 static uint64_t put_number(uint8_t *into, uint64_t number)
 {
     uint64_t n = 1;
     for (; number >= 128; number >>= 7, n++)
-        if (into)
-            *into++ = (uint8_t)(number | 128);
-    if (into)
-        *into = (uint8_t)number;
+        *into++ = (uint8_t)(number | 128);
+    *into = (uint8_t)number;
     return n;
 }
 
@@ -416,13 +416,18 @@ static uint64_t take_number(const uint8_t *from, uint64_t length, uint64_t *numb
     return 0;
 }
 
-/* The runs, from HEAD on; gives up at `most` bytes. */
-static uint64_t encode_runs(const pr_regions *map, uint8_t *into, uint64_t most)
+/* The runs, from HEAD on; gives up at `most` bytes, and counts without writing where `length` ends. */
+static uint64_t encode_runs(const pr_regions *map, uint8_t *into, uint64_t length, uint64_t most)
 {
-    uint64_t at = HEAD, end = 0, first, run;
-    while (at < most && (run = pr_regions_next(map, end, UINT64_MAX, &first))) {
-        at += put_number(into ? into + at : NULL, first - end - (end != 0));
-        at += put_number(into ? into + at : NULL, run - 1);
+    uint8_t pair[2 * NUMBER];
+    uint64_t at = HEAD, end = 0, first, run, n;
+    /* looks behind the clear region that ended a run: if another thread marks it now, runs still do not touch */
+    while (at < most && (run = pr_regions_next(map, end + (end != 0), UINT64_MAX, &first))) {
+        n = put_number(pair, first - end - (end != 0));
+        n += put_number(pair + n, run - 1);
+        if (at + n <= length)
+            memcpy(into + at, pair, n);
+        at += n;
         end = first + run;
     }
     return at;
@@ -440,20 +445,22 @@ static uint64_t count_runs(const pr_regions *map)
     return runs;
 }
 
-uint64_t pr_regions_encode(const pr_regions *map, uint8_t *into)
+uint64_t pr_regions_encode(const pr_regions *map, uint8_t *into, uint64_t length)
 {
     const uint64_t words = words_for(map->size), by_words = HEAD + words * 8;
-    const uint64_t by_runs = HEAD + 2 * count_runs(map) < by_words ? encode_runs(map, NULL, by_words) : by_words;
-    const int runs = by_runs < by_words || !words;
-    if (into) {
+    uint64_t taken = by_words;
+    if (HEAD + 2 * count_runs(map) < by_words)
+        taken = encode_runs(map, into, length, by_words);
+    const int runs = taken < by_words || !words;
+    if (!runs)
+        taken = by_words;
+    if (taken <= length) {
         into[0] = runs ? BY_RUNS : BY_WORDS;
         memcpy(into + 1, &map->size, 8);
-        if (runs)
-            encode_runs(map, into, by_words);
-        else
+        if (!runs)
             memcpy(into + HEAD, map->bits, words * 8);
     }
-    return runs ? by_runs : by_words;
+    return taken;
 }
 
 static int decode_runs(pr_regions *map, const uint8_t *from, uint64_t length)

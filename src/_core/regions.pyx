@@ -24,7 +24,7 @@ cdef extern from "regions.h" nogil:
     void pr_regions_union(pr_regions *into, const pr_regions *other)
     void pr_regions_subtract(pr_regions *map, const pr_regions *other)
     void pr_regions_copy_range(pr_regions *into, const pr_regions *other, uint64_t first, uint64_t n)
-    uint64_t pr_regions_encode(const pr_regions *map, uint8_t *into)
+    uint64_t pr_regions_encode(const pr_regions *map, uint8_t *into, uint64_t length)
     int pr_regions_decode(const uint8_t *data, uint64_t length, pr_regions **map)
     const uint64_t *pr_regions_words(const pr_regions *map)
 
@@ -178,15 +178,17 @@ cdef class RegionMap:
         return numpy.asarray(memoryview(self))
 
     def encode(self):
-        cdef uint64_t length
+        cdef uint64_t length = 0, taken
+        cdef uint8_t *into = NULL
         cdef bytes made
-        with nogil:
-            length = pr_regions_encode(self.ptr, NULL)
-        made = PyBytes_FromStringAndSize(NULL, length)
-        cdef uint8_t *into = <uint8_t *><char *>made
-        with nogil:
-            pr_regions_encode(self.ptr, into)
-        return made
+        while True:
+            with nogil:
+                taken = pr_regions_encode(self.ptr, into, length)
+            if taken <= length:
+                return made[:taken]  # all of it, and no copy, unless another thread marked meanwhile
+            length = taken
+            made = PyBytes_FromStringAndSize(NULL, length)
+            into = <uint8_t *><char *>made
 
     @staticmethod
     def decode(const uint8_t[::1] data not None):

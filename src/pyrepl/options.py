@@ -28,7 +28,7 @@ class SiteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Memory of the window."""
     epoch_bytes: int = 4 * MIB
     """About how much one epoch applies; bounds how long an operation waits for the epoch in flight."""
-    move_bytes: int = 4 * MIB
+    move_bytes: int = MIB
     """About how much one step of the mover copies."""
     checkpoint_bytes: int = 64 * MIB
     """A checkpoint is taken after this much of the log was applied; bounds what recovery redoes."""
