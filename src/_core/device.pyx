@@ -277,14 +277,15 @@ cdef class Device:
         """A list at full depth, for tests and benchmarks: see device.pyi."""
         cdef Py_buffer *views
         cdef pr_io *list
-        cdef uint32_t n = len(ios), held = 0, i
+        cdef tuple own = tuple(ios)  # its length stays what is allocated, whatever the items do
+        cdef uint32_t n = len(own), held = 0, i
         cdef int wish
         views = <Py_buffer *>calloc(n + 1, sizeof(Py_buffer))
         list = <pr_io *>calloc(n + 1, sizeof(pr_io))
         try:
             if views == NULL or list == NULL:
                 raise MemoryError()
-            for i, (kind, offset, memory, fua) in enumerate(ios):
+            for i, (kind, offset, memory, fua) in enumerate(own):
                 list[i].op = {"read": PR_READ, "write": PR_WRITE_OUT, "zero": PR_ZERO_OUT,
                               "discard": PR_DISCARD_OUT}[kind]
                 list[i].flags = PR_FUA if fua else 0

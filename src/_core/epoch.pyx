@@ -125,14 +125,15 @@ cdef class Epoch:
         return code
 
     def plan_touches(self, touches):
-        cdef size_t count = len(touches)
+        cdef tuple own = tuple(touches)  # its length stays what is allocated, whatever the items do
+        cdef size_t count = len(own)
         cdef size_t i
         cdef int code
         cdef pr_touch *array = <pr_touch *> malloc((count + 1) * sizeof(pr_touch))
         if array == NULL:
             raise MemoryError
         try:
-            for i, (region, slot, how) in enumerate(touches):
+            for i, (region, slot, how) in enumerate(own):
                 if slot not in self.stores.devices or how not in (PARTLY, WHOLE, ZEROED, VACATE):
                     raise ValueError(f"touch {(region, slot, how)}: no such slot, or no such way")
                 if how != VACATE:

@@ -102,13 +102,14 @@ def copied_batch(Window window not None, Stores stores not None, uint32_t store,
     cdef pr_device *bad = NULL
     cdef Py_buffer view
     cdef uint8_t *memory
-    cdef uint32_t count = len(runs)
+    cdef tuple own = tuple(runs)  # its length stays what is checked, whatever the items do
+    cdef uint32_t count = len(own)
     cdef int code
     cdef tuple devices
     cdef uint64_t regions = 0
     if not 0 < count <= PR_VIEW_RUNS:
         raise ValueError(f"from 1 to {PR_VIEW_RUNS} runs, not {count}")
-    for i, (first, length) in enumerate(runs):
+    for i, (first, length) in enumerate(own):
         if not (0 <= first < 1 << 52 and 0 < length < 1 << 32):
             raise ValueError(f"the run of {length} regions at {first} cannot be")
         list[i].offset, list[i].length = first, length

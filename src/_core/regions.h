@@ -31,8 +31,8 @@ void pr_regions_subtract(pr_regions *from, const pr_regions *other);
 /* into[first, first + n) = other[first, first + n), where other ends it counts as clear */
 void pr_regions_copy_range(pr_regions *into, const pr_regions *other, uint64_t first, uint64_t n);
 
-/* The map as bytes; the layout stands at the top of regions.c. Returns the bytes that it takes; what `into` holds is good
- * if they are not more than `length`, and behind `length` nothing is written, even if another thread marks meanwhile. */
+/* The map as bytes; the layout stands at the top of regions.c. Returns the bytes that it takes: `into` is good if they
+ * are not more than `length`. Behind that nothing is written, even if another thread marks meanwhile. */
 uint64_t pr_regions_encode(const pr_regions *map, uint8_t *into, uint64_t length);
 /* 0; -EINVAL: malformed; -ENOMEM. */
 int pr_regions_decode(const uint8_t *from, uint64_t length, pr_regions **map);

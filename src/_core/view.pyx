@@ -5,8 +5,10 @@ view.c.
 """
 import os
 
+from cpython.bool cimport PyBool_Check
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.number cimport PyIndex_Check
 from libc.errno cimport ENOENT, ENOMEM, ERANGE
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
@@ -89,6 +91,8 @@ cdef int read_into(Window window, Stores stores, uint32_t store, uint64_t offset
 
 cdef int check(offset, length) except -1:
     """Before a number of Python's becomes one of C's."""
+    if not (PyIndex_Check(offset) and PyIndex_Check(length)) or PyBool_Check(offset) or PyBool_Check(length):
+        raise TypeError(f"offset {offset!r} and length {length!r} must be whole numbers")
     if not (0 <= offset < 1 << 63 and 0 <= length < 1 << 63):
         raise ValueError(f"offset {offset} and length {length} must be from 0 to 2**63 - 1")
     return 0

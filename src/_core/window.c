@@ -34,6 +34,7 @@ typedef struct slot {
     uint8_t *memory;                    /* local part first; zeros from the descriptors' end to the payload */
     uint64_t ring_end;                  /* where the ring goes on behind it, as a running count */
     uint64_t first_lsn, reached;        /* reached: the LSN after it */
+    uint64_t notes;                     /* bytes of notes that applying it may need at most */
     uint32_t count, payload_length;
     uint32_t pins;
     uint32_t body_length, body_crc;     /* of a note */
@@ -60,6 +61,8 @@ struct pr_window {
     uint64_t log_offset, log_size, reserve, seed;
     uint32_t alignment;
     uint64_t event_most;                                           /* PR_MAX_EVENT, less where the log is tiny */
+    uint64_t region_size, note_cost;                               /* of one region that an event touches, bytes of notes */
+    uint64_t notes;                                                /* that what is not applied may need: kept free of the log */
     uint8_t group[16], generation[16];
     bool opened, closed, writing, flushing, applying, sync;
     int failed;
@@ -194,7 +197,27 @@ static int ring_place(const pr_window *w, uint64_t length, uint64_t *start) {
 
 /* Does a record of the log of `length` bytes at `position` fit without the part that is kept for notes? */
 static inline bool log_fits(const pr_window *w, uint64_t position, uint64_t length) {
-    return position + length + w->reserve <= w->tail + w->log_size;
+    return position + length + w->reserve + w->notes <= w->tail + w->log_size;
+}
+
+/* Bytes of notes that an event may need: it may re-point every store that shows a region that it touches. */
+static inline uint64_t notes_of(const pr_window *w, uint64_t offset, uint64_t length) {
+    return w->note_cost ? ((offset % w->region_size + length - 1) / w->region_size + 1) * w->note_cost : 0;
+}
+
+/* Is there room for the notes too? Without anything to apply there always is: the reserve, and what applying frees. */
+static inline bool notes_fit(const pr_window *w, uint64_t notes, uint64_t length) {
+    return !w->notes || log_fits(w, w->end, length + notes);
+}
+
+/* Of an operation or item: its body, and where what it creates is placed. */
+static inline uint64_t notes_of_body(const pr_window *w, uint64_t length) {
+    return w->note_cost ? pr_align(4 * length, PR_BLOCK) + PR_BLOCK : 0;
+}
+
+static inline void notes_keep(pr_window *w, slot *s, uint64_t notes) {
+    s->notes += notes;
+    w->notes += notes;
 }
 
 /* The waiter counts itself and then looks, we count and then look for waiters (sequentially consistent): one of the two
@@ -310,6 +333,15 @@ static int records_check(const pr_window *w, const struct pr_travel *t, const st
         *blocks += padded / w->alignment;
     }
     return 0;
+}
+
+static uint64_t notes_of_batch(const pr_window *w, const struct pr_travel *t, const struct pr_record *r) {
+    uint64_t notes = 0;
+    if (t->kind == PR_BATCH_OPERATION || t->kind == PR_BATCH_ITEM)
+        return notes_of_body(w, t->payload_length);
+    for (uint32_t i = 0; i < t->count; i++)
+        notes += notes_of(w, r[i].offset, r[i].length);
+    return notes;
 }
 
 /* ---- stores ---- */
@@ -494,6 +526,7 @@ int pr_window_load(pr_window *w, const uint8_t *record, uint64_t length, const u
         for (uint32_t i = 0; is_indexed(s) && i < s->count; i++)
             index_record(w, s, i);
         barriers_add(w, s->position, blocks, block_count);
+        notes_keep(w, s, notes_of_batch(w, t, records_of(s)));
     }
     pthread_mutex_unlock(&w->mutex);
     if (code)
@@ -578,7 +611,7 @@ void pr_window_look(pr_window *w, pr_window_state *state) {
         .applied_position = w->applied, .tail_position = w->tail, .end_lsn = w->end_lsn,
         .written_lsn = w->written_lsn, .durable_lsn = w->durable_lsn,
         .applied_lsn = w->applied_lsn, .peer_lsn = w->peer_lsn, .chain = w->chain, .log_size = w->log_size,
-        .ring_size = w->ring_size, .ring_used = w->ring_head - w->ring_tail, .batches = w->batches,
+        .notes = w->notes, .ring_size = w->ring_size, .ring_used = w->ring_head - w->ring_tail, .batches = w->batches,
         .records = w->records, .payload_bytes = w->payload_bytes, .commits = w->commits,
         .flushes = w->flushes, .failed = w->failed,
     };
@@ -597,6 +630,16 @@ int pr_window_drop_store(pr_window *w, uint32_t store) {
     int code = store_drop(w, store);
     pthread_mutex_unlock(&w->mutex);
     return code;
+}
+
+int pr_window_set_notes(pr_window *w, uint64_t region_size, uint64_t cost) {
+    if (!region_size || region_size > PR_MAX_REGION || cost > PR_MAX_NOTE)
+        return PR_MALFORMED;
+    pthread_mutex_lock(&w->mutex);
+    w->region_size = region_size;
+    w->note_cost = cost;
+    pthread_mutex_unlock(&w->mutex);
+    return 0;
 }
 
 int pr_window_store_size(pr_window *w, uint32_t store, uint64_t *size) {
@@ -936,12 +979,16 @@ static int place_event(pr_window *w, const pr_submission *m, uint64_t length, sl
     uint64_t payload = m->kind == PR_WRITE ? length : 0, blocks = length / w->alignment;
     if (m->kind != PR_WRITE && w->cells_used && w->cells_used + blocks > w->cells_limit)
         return PR_NO_ROOM;
+    uint64_t notes = notes_of(w, m->offset + m->done, length);
+    if (!notes_fit(w, notes, payload + PR_BLOCK))
+        return PR_NO_ROOM;
     int code = cells_reserve(w, blocks);
     if (code == 0)
         code = open_batch(w, payload);
     if (code)
         return code;
     slot *s = w->open;
+    notes_keep(w, s, notes);
     uint32_t i = s->count++;
     records_of(s)[i] = (struct pr_record){ .kind = m->kind, .store = m->store, .offset = m->offset + m->done,
                                            .length = (uint32_t)length, .payload = payload ? s->payload_length : 0 };
@@ -971,7 +1018,8 @@ static bool fits_at_once(const pr_window *w, const pr_submission *m) {
     if (events == 1)
         return true;                                               /* its own place says so */
     uint64_t log = payload + (events + 1) * 2 * PR_BLOCK, gap = payload ? w->event_most + PR_BLOCK : PR_BLOCK;
-    return log_fits(w, w->end, log) && w->ring_head + log + gap - w->ring_tail <= w->ring_size &&
+    uint64_t notes = notes_of(w, m->offset, m->length) + events * w->note_cost;
+    return log_fits(w, w->end, log + notes) && w->ring_head + log + gap - w->ring_tail <= w->ring_size &&
            (payload || !w->cells_used || w->cells_used + m->length / w->alignment <= w->cells_limit);
 }
 
@@ -1032,7 +1080,8 @@ int pr_window_operation(pr_window *w, const uint8_t *body, uint32_t length, cons
         if ((code = !w->opened ? PR_NOT_OPEN : w->failed) == 0 && (code = barriers_reserve(w, block_count)) == 0 &&
             (code = w->store_count + added > PR_MAX_STORES ? PR_TOO_MANY : 0) == 0) {
             close_batch(w);
-            code = append_slot(w, length, &s);
+            code = notes_fit(w, notes_of_body(w, length), PR_BLOCK + pr_align(length, PR_BLOCK))
+                       ? append_slot(w, length, &s) : PR_NO_ROOM;
         }
     } while (code == PR_NO_ROOM && (code = wait_room(w, nowait, &p)) == 0);
     if (code == 0) {
@@ -1048,6 +1097,7 @@ int pr_window_operation(pr_window *w, const uint8_t *body, uint32_t length, cons
                 store_set(w, changes[i].store, changes[i].size, changes[i].writable);
         }
         barriers_add(w, s->position, blocks, block_count);
+        notes_keep(w, s, notes_of_body(w, length));
         pthread_cond_signal(&w->c_work);
     }
     pthread_mutex_unlock(&w->mutex);
@@ -1100,7 +1150,7 @@ int pr_window_received(pr_window *w, const uint8_t *head, uint64_t head_length, 
     patience p = { .timeout = timeout };
     uint64_t copy[PR_BLOCK / 8];                                   /* aligned, whatever the caller's buffer is */
     const struct pr_travel *t = (const struct pr_travel *)copy;
-    uint64_t cells = 0;
+    uint64_t cells = 0, notes = 0;
     if (head_length < sizeof *t || head_length > sizeof copy)
         return PR_MALFORMED;
     memcpy(copy, head, head_length);
@@ -1114,7 +1164,9 @@ int pr_window_received(pr_window *w, const uint8_t *head, uint64_t head_length, 
     do {
         if ((code = !w->opened ? PR_NOT_OPEN : w->failed) == 0 && (code = barriers_reserve(w, block_count)) == 0) {
             close_batch(w);
-            if (w->cells_used && w->cells_used + cells > w->cells_limit)
+            notes = notes_of_batch(w, t, (const struct pr_record *)(t + 1));
+            if ((w->cells_used && w->cells_used + cells > w->cells_limit) ||
+                !notes_fit(w, notes, pr_batch_length(t->payload_length)))
                 code = PR_NO_ROOM;
             else if ((code = cells_reserve(w, cells)) == 0)
                 code = append_slot(w, payload_length, &s);
@@ -1131,6 +1183,7 @@ int pr_window_received(pr_window *w, const uint8_t *head, uint64_t head_length, 
         for (uint32_t i = 0; is_indexed(s) && i < s->count; i++)
             index_record(w, s, i);
         barriers_add(w, s->position, blocks, block_count);
+        notes_keep(w, s, notes);
         *position = s->position;
         *end = w->end;
         pthread_cond_signal(&w->c_work);
@@ -1223,6 +1276,8 @@ int pr_window_applied(pr_window *w, uint64_t position, uint64_t lsn) {
             slot *s = at(w, w->unapplied);
             for (uint32_t i = 0; is_indexed(s) && i < s->count; i++)
                 unindex_record(w, s, i);
+            w->notes -= s->notes;
+            s->notes = 0;
             w->unapplied++;
             pthread_mutex_unlock(&w->mutex);
             pthread_mutex_lock(&w->mutex);

@@ -10,8 +10,8 @@
  *   4  A batch's memory is kept until its position is applied and nobody has it pinned. Readers find the newest version
  *      of every block that is not applied in an index of blocks (key: store id, block).
  *   5  When ring or log are full, submit waits (or says PR_NO_ROOM): what makes room is applied() and set_tail(). Notes
- *      may use the part of the log that submit leaves free (`reserve`), and memory of their own, so the applier never
- *      waits for itself.
+ *      may use the part of the log that submit leaves free (`reserve`, and what applying the events that are not applied
+ *      may need: set_notes), and memory of their own, so the applier never waits for itself.
  *   6  A failed write or flush of the log is final: the window is failed, every waiter gets the error, nothing is
  *      acknowledged.
  *   7  Lock order: window mutex is a leaf; no I/O and no copying of payload under it.
@@ -44,7 +44,7 @@ typedef struct pr_window_state {        /* a consistent look, in one go */
     uint64_t end_position, written_position, durable_position, applied_position, tail_position;
     uint64_t end_lsn, written_lsn, durable_lsn, applied_lsn, peer_lsn;
     uint64_t chain;                     /* at written_position: the two together are where a scan may begin */
-    uint64_t log_size, ring_size, ring_used;
+    uint64_t log_size, ring_size, ring_used, notes;
     uint64_t batches, records, payload_bytes, commits, flushes;
     int failed;                         /* -errno */
 } pr_window_state;
@@ -99,6 +99,8 @@ void pr_window_look(pr_window *window, pr_window_state *state);
 
 int pr_window_set_store(pr_window *window, uint32_t store, uint64_t size, bool writable);
 int pr_window_drop_store(pr_window *window, uint32_t store);
+/* From here on: bytes of notes that applying an event may need for each region of that size that it touches; 0: none. */
+int pr_window_set_notes(pr_window *window, uint64_t region_size, uint64_t cost);
 int pr_window_store_size(pr_window *window, uint32_t store, uint64_t *size);
 
 /* -- writers -- */

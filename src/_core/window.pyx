@@ -7,9 +7,11 @@ import errno as errno_names
 import os
 from collections import namedtuple
 
+from cpython.bool cimport PyBool_Check
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.number cimport PyIndex_Check
 from libc.errno cimport EAGAIN, EBADMSG, ENOENT, ENOMEM, ENOSPC, ESHUTDOWN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -37,7 +39,7 @@ cdef extern from "window.h" nogil:
     ctypedef struct pr_window_state:
         uint64_t end_position, written_position, durable_position, applied_position, tail_position
         uint64_t end_lsn, written_lsn, durable_lsn, applied_lsn, peer_lsn
-        uint64_t chain, log_size, ring_size, ring_used, batches, records, payload_bytes, commits, flushes
+        uint64_t chain, log_size, ring_size, ring_used, notes, batches, records, payload_bytes, commits, flushes
         int failed
 
     ctypedef struct pr_window_log:
@@ -95,6 +97,7 @@ cdef extern from "window.h" nogil:
     int pr_window_applied(pr_window *window, uint64_t position, uint64_t lsn)
     int pr_window_set_tail(pr_window *window, uint64_t position)
     void pr_window_set_sync(pr_window *window, bint sync)
+    int pr_window_set_notes(pr_window *window, uint64_t region_size, uint64_t cost)
     void pr_window_set_peer(pr_window *window, uint64_t lsn)
     int pr_window_set_lsn(pr_window *window, uint64_t lsn)
     int pr_window_entry(pr_window *window, uint64_t position, pr_entry *entry)
@@ -114,11 +117,13 @@ cdef enum:
 WindowState = namedtuple("WindowState", (
     "end_position", "written_position", "durable_position", "applied_position", "tail_position",
     "end_lsn", "written_lsn", "durable_lsn", "applied_lsn", "peer_lsn", "chain", "log_size", "ring_size", "ring_used",
-    "batches", "records", "payload_bytes", "commits", "flushes", "failed"))
+    "notes", "batches", "records", "payload_bytes", "commits", "flushes", "failed"))
 
 
 cdef uint64_t number(object value, str name, uint64_t most=<uint64_t>-1) except? 77:
     """A number that C can take. Python's may be negative or endless: misuse like any other."""
+    if not PyIndex_Check(value) or PyBool_Check(value):
+        raise TypeError(f"{name} {value!r} is not a whole number")
     if not 0 <= value <= most:
         raise ValueError(f"{name} {value} is outside [0, {most}]")
     return value
@@ -455,7 +460,7 @@ cdef class Window:
         return WindowState(
             s.end_position, s.written_position, s.durable_position, s.applied_position, s.tail_position, s.end_lsn,
             s.written_lsn, s.durable_lsn, s.applied_lsn, s.peer_lsn, s.chain, s.log_size, s.ring_size, s.ring_used,
-            s.batches, s.records, s.payload_bytes, s.commits, s.flushes, -s.failed)
+            s.notes, s.batches, s.records, s.payload_bytes, s.commits, s.flushes, -s.failed)
 
     # -- stores
 
@@ -468,6 +473,10 @@ cdef class Window:
 
     def drop_store(self, store):
         raise_misuse(self, pr_window_drop_store(self.ptr, number(store, "store", 0xffffffff)), f"store {store}")
+
+    def set_notes(self, region_size, cost):
+        cdef uint64_t region = number(region_size, "region_size"), most = number(cost, "cost")
+        raise_misuse(self, pr_window_set_notes(self.ptr, region, most), "set_notes")
 
     def store_size(self, store):
         cdef uint64_t size

@@ -6,6 +6,7 @@ Decides what a name may be and how long a store may be. Must not know where a si
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator
 
@@ -85,6 +86,17 @@ class Catalog:
         return [store for store in self.stores.values() if store.origin == store_id and store.kind == SNAPSHOT]
 
 
+def whole(value: object) -> int | None:
+    """The whole number that a caller gave, of Python's kind or another's (numpy); None: not one. True and 1.0 are
+    none."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
 def check_name(name: str) -> str:
     """A name for a group, store, link or mark.
 
@@ -116,8 +128,10 @@ def check_size(size: int, region_size: int) -> int:
     Raises:
         UsageError: the text names the nearest size that would do.
     """
-    if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
-        raise UsageError(f"a store cannot be {size!r} bytes long: give a positive number of bytes", size=size)
+    count = whole(size)
+    if count is None or count <= 0:
+        raise UsageError(f"a store cannot be {size!r} bytes long: give a positive whole number of bytes", size=size)
+    size = count
     if size % region_size:
         down = size // region_size * region_size
         raise UsageError(f"a store of {size} bytes is not made of whole regions of {region_size} bytes: "

@@ -30,7 +30,7 @@ from pyrepl.operations import Operation
 from pyrepl.options import SiteOptions
 from pyrepl.results import OperationResult, check_timeout
 from pyrepl.runtime.driver import Driver
-from pyrepl.runtime.placement import PATIENCE, FilePlacement, check_free, make_journal, open_patiently
+from pyrepl.runtime.placement import PATIENCE, FilePlacement, check_free, make_journal, open_patiently, path_of
 from pyrepl.site import PRIMARY, SECONDARY, Site
 from pyrepl.volume import Snapshot, Store, Volume
 
@@ -221,7 +221,7 @@ class Group:
         self.check()
         try:
             return self._links[name]
-        except KeyError:
+        except (KeyError, TypeError):
             some = ", ".join(sorted(self._links)) or "none"
             raise NotFound(f"group {self.name!r} has no link {name!r} (it has: {some})", name=name) from None
 
@@ -268,7 +268,7 @@ class Group:
             Exists, NotFound, InUse, UsageError, Refused: the text says what to do; nothing was changed.
         """
         self.check()
-        path = os.path.abspath(device_path) if device_path is not None else None
+        path = path_of(device_path, "device") if device_path is not None else None
         check_name(name)
         if size is None:
             if path is None:
@@ -276,6 +276,10 @@ class Group:
             check_free(path)
             with self._border(f"looking at {path}"), FileDevice(path, writable=False) as device:
                 size = device.size // self.region_size * self.region_size
+            if size == 0:
+                raise UsageError(
+                    f"{path} is shorter than one region, {self.region_size} bytes: give a larger device", device=path
+                )
         devices = {name: path} if path is not None else {}
         if self.role == SECONDARY:
             return Volume(self, self._prepare(name, size, devices), name)
@@ -418,7 +422,8 @@ class Group:
         self.check()
         check_name(name)
         with self._border(f"adding link {name!r}"):
-            parse_address(address)
+            if parse_address(address)[1] == 0:
+                raise UsageError(f"{address!r} has no port to connect to: give that of the other node", address=address)
             if name in ("primary", "here"):
                 raise UsageError(f"{name!r} means this site: give the link another name", name=name)
             with self._admission:
@@ -607,7 +612,7 @@ class Group:
 
     def _reserving(self, devices: Mapping[str, str] | None, admit: Callable[[dict[str, str]], T]) -> T:
         """Takes given devices before the admission, and gives them back if it fails."""
-        paths = {name: os.path.abspath(path) for name, path in (devices or {}).items()}
+        paths = {name: path_of(path, "device") for name, path in (devices or {}).items()}
         taken: list[str] = []
         try:
             for path in paths.values():

@@ -208,6 +208,8 @@ def _note(kind: int, body: bytes) -> dict[str, Any]:
     if kind == notes.GENERATION:
         begun = notes.decode_generation(body)
         return {**told, "generation": begun.generation.hex(), "after_lsn": begun.lsn}
+    if kind == notes.GIVEN:
+        return {**told, "devices": notes.decode_given(body).paths}
     raise ValueError(f"a note of type {kind}, which this version does not know")
 
 

@@ -7,6 +7,7 @@ Must not know what the records mean: it hands them out in order (``recovery``), 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -44,8 +45,30 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     scratch: Place | None
     scratch_size: int
     maps: dict[int, bytes]
+    packed: bytes = b""  # of the maps, if they are long: see pack_maps; `maps` is empty then
     links: dict[str, bytes]
     fed_by: bytes | None
+    given: dict[int, str] = {}  # store -> device that an operation which is not performed yet was given for it
+
+
+def pack_maps(body: Body) -> Body:
+    """The same with its maps compressed: those of many snapshots of a volume are nearly alike."""
+    return msgspec.structs.replace(body, maps={}, packed=zlib.compress(msgspec.msgpack.encode(body.maps), 1))
+
+
+def unpack_maps(body: Body) -> Body:
+    """A body as it was before it was packed.
+
+    Raises:
+        ValueError: what is packed is no maps.
+    """
+    if not body.packed:
+        return body
+    try:
+        maps = msgspec.msgpack.decode(zlib.decompress(body.packed), type=dict[int, bytes])
+    except (zlib.error, msgspec.MsgspecError) as error:
+        raise ValueError(f"the maps cannot be read: {error}") from error
+    return msgspec.structs.replace(body, maps=maps, packed=b"")
 
 
 class Checkpoint(NamedTuple):
@@ -193,7 +216,7 @@ class Journal:
         if crc32c(body) != header["body_crc"]:
             raise ValueError("checksum of the body is wrong")
         try:
-            decoded = msgspec.msgpack.decode(body, type=Body)
+            decoded = unpack_maps(msgspec.msgpack.decode(body, type=Body))
         except msgspec.MsgspecError as error:
             raise ValueError(f"the body cannot be read: {error}") from error
         return Checkpoint(header["sequence"], header["scan_position"], header["scan_chain"], header["applied_position"],

@@ -199,6 +199,8 @@ class Link:
         self._captured = 0  # ... that the checkpoint being taken holds
         self._saved = 0  # ... that a durable checkpoint holds
         self._awaited = 0  # ... that must be saved before anything is sent
+        self._captured_position = 0
+        self.kept = 0  # position of the record in the last durable checkpoint: a restart needs the log from here on
         self._copied_unsaved = 0  # bytes of copied regions that were acknowledged since the last save
         self.checkpoint = 0  # the last durable checkpoint that was taken with this link
         # of one connection
@@ -279,12 +281,36 @@ class Link:
                     self.base.position = position
                     self.ahead.position = max(self.ahead.position, position)
 
+        if self._next_piece() is None:  # all of it was sent: the stream goes on behind it, for the log will not hold it
+            self.ahead.position = max(self.ahead.position, position)
+        share = self.site.journal.area_size // (4 * max(1, len(self.site.links)))
+        if self.session is None and self._backlog_size() > share:
+            self._give_up()
+
+    def _backlog_size(self) -> int:
+        """Bytes that the backlog takes in a checkpoint, about."""
+        return sum(32 + len(piece.operation) + sum(len(regions.encode()) for regions in piece.regions.values())
+                   for piece in self.backlog)
+
+    def _give_up(self) -> None:
+        """The backlog is too long for a checkpoint to keep: it becomes one skip, and all is copied after it. The
+        secondary's word that it is consistent says nothing of what lies behind the skip: ``doubted``."""
+        last, region_size = self.backlog[-1], self.site.region_size
+        catalog = self._folded_catalog()
+        whole = Piece(last.upto, last.position, self._fold)
+        whole.regions = {store.id: RegionMap(store.size // region_size, marked=True) for store in catalog}
+        self.backlog = deque([whole])
+        self.base.catalog = catalog  # of the skip's end: makes and drops come before it
+        self.base.divergence = Divergence()  # nothing is known of any store
+        self.doubted = True
+        self.resync_reason = "more operations than a backlog keeps"
+
     def save(self) -> bytes:
         """What a checkpoint holds of this link; :meth:`saved` says when it is durable."""
         if not self._begun:
             self.begin()
         self._copied_unsaved = 0
-        self._captured = self._fold
+        self._captured, self._captured_position = self._fold, self.position
         base = self.base
         return msgspec.msgpack.encode(
             LinkRecord(
@@ -314,7 +340,7 @@ class Link:
 
     def saved(self, checkpoint: int) -> None:
         """The checkpoint that :meth:`save` was last called for is durable."""
-        self._saved = max(self._saved, self._captured)
+        self._saved, self.kept = max(self._saved, self._captured), self._captured_position
         self.checkpoint = checkpoint
 
     @property
@@ -343,6 +369,7 @@ class Link:
             guard=guard,
         )
         link._begun = True
+        link.kept = record.backlog[-1].position if record.backlog else record.position
         link.paused, link.doubted = record.paused, record.doubted
         link.base = Knowledge(record.lsn, record.position,
                               Catalog({store.id: store for store in record.stores}, record.next_id),
@@ -906,7 +933,7 @@ class Link:
                 self._copies_bytes -= flight.length
                 self._copied_unsaved += flight.length
             while self.backlog and self.backlog[0].upto <= base.lsn:
-                self.backlog.popleft()
+                base.position = max(base.position, self.backlog.popleft().position)
         if not self._acked_item:
             return  # it has not come to the fork yet, and says where it stood before
         if (ack.durable_lsn, ack.item) != (

@@ -28,7 +28,7 @@ from pyrepl.errors import Corrupt, Exists, InUse, NotFound, PyreplError, Refused
 from pyrepl.group import Group
 from pyrepl.options import SiteOptions
 from pyrepl.results import Events
-from pyrepl.runtime.placement import sync_folder
+from pyrepl.runtime.placement import path_of, sync_folder
 
 if TYPE_CHECKING:
     from pyrepl.runtime.listener import Listener
@@ -41,7 +41,8 @@ Hex16 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 
 
 class GroupEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A group as the folder names it. ``resume``: at start "ask" the peers who is primary, or be active "alone"."""
+    """A group as the folder names it. ``resume``: at start "ask" the peers who is primary, or be active "alone"; not
+    acted on before there are roles that can change."""
 
     name: str
     journal: str
@@ -127,7 +128,9 @@ class Node:
             InUse: another process has it open.
             Corrupt: its file cannot be read.
         """
-        folder = Path(os.path.abspath(path))
+        folder = Path(path_of(path, "the node's folder"))
+        if name is not None:
+            check_name(name)
         try:
             if create:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -185,7 +188,7 @@ class Node:
         with self._lock:
             try:
                 return self._groups[name]
-            except KeyError:
+            except (KeyError, TypeError):
                 some = ", ".join(sorted(self._groups)) or "none"
                 raise NotFound(f"node {self.name!r} has no group {name!r} (it has: {some})", name=name) from None
 
@@ -234,7 +237,8 @@ class Node:
             role: "secondary": it waits for the link of a primary, which pairs with it.
             region_size: bytes; granule of operations and of what is known of secondaries. Equal at both sites.
             alignment: 512 or 4096. Equal at both sites.
-            resume: "alone": after a start it is active without asking its peers.
+            resume: kept for the roles to come (demote, takeover), and not acted on yet: a primary is active at once
+                after every start, whichever is given. Do not start two primaries of one group.
             force: use the journal device although the journal of another group stands there, which is lost.
             options: more of them; region_size and alignment then count from there.
 
@@ -250,7 +254,9 @@ class Node:
             raise UsageError(f"resume {resume!r}: must be 'ask' or 'alone'", resume=resume)
         if options is None:
             options = SiteOptions(region_size=region_size, alignment=alignment)
-        place = os.path.abspath(journal)
+        elif not isinstance(options, SiteOptions):
+            raise UsageError(f"options={options!r}: give pyrepl.options.SiteOptions(...)")
+        place = path_of(journal, "journal")
         if journal_size is None and not os.path.exists(place):
             raise NotFound(
                 f"there is no {place}: give journal_size to make a file, or the path of a device", path=place
@@ -298,6 +304,8 @@ class Node:
         self._check()
         if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
             raise UsageError(f"port {port!r}: give a number from 0 (any that is free) to 65535", port=port)
+        if not isinstance(host, str) or not host.isprintable():
+            raise UsageError(f"host {host!r}: give a name or an address of this machine", host=host)
         listener = Listener(self._sites, os.urandom)
         try:
             address = listener.start(host, port)

@@ -11,8 +11,9 @@ MAP = 1  # body: an array of pr_map_entry (layout.h), written and read by the co
 PERFORMED = 2
 RELEASED = 3
 GENERATION = 4
+GIVEN = 5
 
-NAMES = {MAP: "map", PERFORMED: "performed", RELEASED: "released", GENERATION: "generation"}
+NAMES = {MAP: "map", PERFORMED: "performed", RELEASED: "released", GENERATION: "generation", GIVEN: "given"}
 
 
 class Placed(msgspec.Struct, frozen=True, array_like=True):
@@ -47,6 +48,12 @@ class Released(msgspec.Struct, frozen=True, array_like=True):
     slot: int
 
 
+class Given(msgspec.Struct, frozen=True, array_like=True):
+    """The operation that follows creates these stores on devices that were given: store id -> path."""
+
+    paths: dict[int, str]
+
+
 class Generation(msgspec.Struct, frozen=True, array_like=True):
     """This site became able to append: a generation begins after LSN ``lsn``."""
 
@@ -57,7 +64,7 @@ class Generation(msgspec.Struct, frozen=True, array_like=True):
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode(note: Performed | Released | Generation) -> bytes:
+def encode(note: Performed | Released | Generation | Given) -> bytes:
     """The body of the note."""
     return _encoder.encode(note)
 
@@ -75,3 +82,8 @@ def decode_released(body: bytes) -> Released:
 def decode_generation(body: bytes) -> Generation:
     """Body -> note."""
     return msgspec.msgpack.decode(body, type=Generation)
+
+
+def decode_given(body: bytes) -> Given:
+    """Body -> note."""
+    return msgspec.msgpack.decode(body, type=Given)

@@ -36,6 +36,8 @@ class SiteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Of each of the two checkpoint areas; 0: chosen from the journal's size."""
 
     def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            self._require(name, type(getattr(self, name)) is int, "a whole number of bytes")
         power = self.region_size & (self.region_size - 1) == 0
         self._require("region_size", power and layout.BLOCK <= self.region_size <= layout.MAX_REGION,
                       f"a power of two from {layout.BLOCK} to {layout.MAX_REGION}")
@@ -51,4 +53,4 @@ class SiteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
-            raise UsageError(f"option {name} = {getattr(self, name)}: must be {rule}", option=name, rule=rule)
+            raise UsageError(f"option {name} = {getattr(self, name)!r}: must be {rule}", option=name, rule=rule)

@@ -18,9 +18,15 @@ def mismatch(catalog: Catalog, stores: list[StoreInfo]) -> str:
         if name not in theirs:
             return f"the secondary has no volume {name!r}: add it there with {ours[name].size} bytes"
         if name not in ours:
-            return f"the secondary has a volume {name!r} that this group does not have"
+            return (
+                f"the secondary has a volume {name!r} that this group does not have: add it here with "
+                f"{theirs[name].size} bytes, or make the secondary's group anew without it"
+            )
         if ours[name].size != theirs[name].size:
-            return f"volume {name!r} is {ours[name].size} bytes long here and {theirs[name].size} at the secondary"
+            return (
+                f"volume {name!r} is {ours[name].size} bytes long here and {theirs[name].size} at the secondary: "
+                f"resize it here, or make the secondary's group anew with a volume of the same size"
+            )
     return ""
 
 

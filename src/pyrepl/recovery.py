@@ -10,6 +10,7 @@
     G     a note "performed", likewise                   performed again by the same code; applied jumps behind it
     H     a note "released", likewise                    the device leaves the table again
     I     a note "generation"                            the lineage grows, whatever its position
+    L     a note "given", likewise                       the device of a store that is still to be created
     J     a batch before the applied position            moves the point (LSN, lineage, flag, catalog), not the stores
     K     a batch after it                               kept for the applier, which redoes it as if it were new
 
@@ -55,12 +56,14 @@ def recover(site: Site, checkpoint: Checkpoint) -> Scan:
         if local.kind == layout.RECORD_NOTE and position >= checkpoint.note_position:
             applied = max(applied, _take_note(site, local.note, _note_body(record, local)))
     end = here.copy()
-    redo = []
+    redo, given = [], dict(body.given)
     for position, record in records:  # cases I, J, K
         local = batch.local(record)
         if local.kind == layout.RECORD_NOTE:
             if local.note == notes.GENERATION:
                 end.begin(notes.decode_generation(_note_body(record, local)).generation)
+            elif local.note == notes.GIVEN:
+                given.update(notes.decode_given(_note_body(record, local)).paths)
             continue
         if position < applied:
             _take_batch(here, record)
@@ -70,6 +73,8 @@ def recover(site: Site, checkpoint: Checkpoint) -> Scan:
     if site.role == "primary":
         here.lineage = end.lineage.reached(here.lsn)
     site.here, site.end = here, end
+    site.reserved = {store: (path, False) for store, path in given.items()
+                     if path and store in end.catalog and store not in here.catalog}
     site.begin_window(applied, redo)
     return ends[0]
 

@@ -143,7 +143,7 @@ class Replica:
                 "version", f"this site speaks version {layout.WIRE_VERSION} of the protocol, the primary does not"
             )
         if site.role != "secondary":
-            self._refuse("role", f"group {site.name!r} is a primary on this node")
+            self._refuse("role", f"group {site.name!r} is a primary on this node: make it there with role secondary")
         if hello.node == site.node_id:
             self._refuse("identity", "the primary is this very node")
         ours = messages.limits(site.alignment, site.region_size)

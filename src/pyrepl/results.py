@@ -34,6 +34,7 @@ class OperationResult:
     def __init__(self, group: Group, admission: Admission) -> None:
         self._group = group
         self._changed: int | None = None
+        self._links = len(group.site.links)  # of the group when it was admitted
         self.lsn = admission.lsn
         self.kind = admission.operation.kind
         self.created = dict(admission.created)
@@ -47,16 +48,17 @@ class OperationResult:
     @property
     def bytes_changed(self) -> int | None:
         """Bytes of whole regions whose content may have changed here; None until it is performed (or if nobody asked
-        for long:
-        the figures of the last 1024 operations are kept)."""
+        for long: the figures of the last 1024 operations are kept)."""
         if self._changed is None:
             self._changed = self._group.figure(self.lsn)
         return self._changed
 
     @property
     def bytes_avoided(self) -> int | None:
-        """Bytes that shipping the changed data would have put on each link, which the operation itself did not."""
-        return self.bytes_changed
+        """Bytes that shipping the changed data would have put on the links that the group had, all together: 0 without
+        a link. None as long as :attr:`bytes_changed` is."""
+        changed = self.bytes_changed
+        return changed * self._links if changed is not None else None
 
     def wait(self, where: str = "primary", timeout: float | None = None) -> OperationResult:
         """Returns when it is performed: here (``primary``), or at the secondary of the link of that name.

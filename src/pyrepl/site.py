@@ -16,6 +16,7 @@ Decides admission, checkpoints, the journal's tail and what happens when it is f
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -25,12 +26,12 @@ from pyrepl import items, notes, operations
 from pyrepl._core import batch, layout
 from pyrepl._core.device import Device
 from pyrepl._core.stores import Stores
-from pyrepl._core.window import Window
+from pyrepl._core.window import Window, WindowState
 from pyrepl.applier import Applier, OperationResult
 from pyrepl.catalog import VOLUME, Catalog, Store, check_new_name, check_size
 from pyrepl.errors import Diverged, Refused, UsageError, check
 from pyrepl.items import StoreInfo
-from pyrepl.journal import Body, Journal
+from pyrepl.journal import Body, Journal, pack_maps
 from pyrepl.lineage import Lineage
 from pyrepl.operations import Copied, Created, Deleted, Effect, Operation, Resized
 from pyrepl.options import MIB, SiteOptions
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from pyrepl.link import Link
 
 PRIMARY, SECONDARY = "primary", "secondary"
+MAP_ENTRY = 24  # bytes of pr_map_entry
 T = TypeVar("T")
 
 _encoder = msgspec.msgpack.Encoder()
@@ -88,7 +90,10 @@ class Site:
         self.stores = Stores(region_size=self.region_size, alignment=self.alignment)
         reserve = min(max(journal.log_size // 8 // layout.BLOCK * layout.BLOCK, 16 * layout.BLOCK), 16 * MIB)
         self.window = Window(ring=options.ring_bytes, alignment=self.alignment, reserve=reserve)
+        self._expect_notes(0)
         self._room = journal.log_size - reserve  # what batches may use of the log
+        # What links may hold of it before it is folded: the longest event (1 MiB, half of a small log) still fits.
+        self._most_held = self._room * (12 if self._room >= 8 * MIB else 7) // 16
         self.shelf = Shelf(self.stores, placement)
         self.applier = Applier(self)
         self.here: Point  # where the stores are
@@ -185,6 +190,7 @@ class Site:
 
     def begin_window(self, applied_position: int, redo: list[tuple[int, bytes]]) -> None:
         """Recovery hands over what is to be redone."""
+        self._expect_notes(len(self.end.catalog.stores))
         self._applied_position = applied_position
         for _, record in redo:
             self.window.load(record)
@@ -207,6 +213,10 @@ class Site:
         )
         for store in self.end.catalog:
             self.window.set_store(store.id, store.size, self.role == PRIMARY)
+
+    def _expect_notes(self, stores: int) -> None:
+        """Overwriting a region may re-point each of so many stores: what that takes of the log is kept free."""
+        self.window.set_notes(self.region_size, MAP_ENTRY * (stores + 2))
 
     def _activate(self) -> None:
         """A new generation, durable before the first append (model: "Lineage")."""
@@ -247,19 +257,37 @@ class Site:
             return True
         applied = self.applier.apply()
         state = self.window.state()
-        if state.applied_lsn < self._urgent_lsn or state.ring_used > state.ring_size // 2:
+        if state.applied_lsn < self._urgent_lsn or state.ring_used > state.ring_size // 2 or self._is_crowded():
             return applied
         return self.applier.move() or applied
 
+    def _is_crowded(self) -> bool:
+        """What is left of the log belongs to the notes of events: the mover's would take their place."""
+        state = self.window.state()
+        return state.end_position - state.tail_position + state.notes > self._room * 7 // 8
+
     def _is_checkpoint_due(self) -> bool:
         state = self.window.state()
-        if self._must_fold(state.end_position - state.tail_position):
+        progress = state.applied_position - self._checkpoint_position
+        if progress >= min(self.options.checkpoint_bytes, self._room // 4):
             return True
-        return state.applied_position - self._checkpoint_position >= min(self.options.checkpoint_bytes, self._room // 4)
+        if state.end_position - state.tail_position <= self._most_held // 2:
+            return False
+        # The log fills, and a checkpoint would give some of it back: what is applied and no link holds any more.
+        gain = min(state.applied_position, self._held()) - state.tail_position
+        return gain > self._room // 16 or self._must_fold(state)
 
-    def _must_fold(self, used: int) -> bool:
-        return used > self._room * 3 // 4 and any(link.position < self.window.state().applied_position
-                                                  for link in self.links.values())
+    def _held(self) -> int:
+        """The first position that a link still needs in the log."""
+        held = self.window.state().end_position
+        for link in self.links.values():
+            with link.guard:
+                held = min(held, link.position)
+        return held
+
+    def _must_fold(self, state: WindowState) -> bool:
+        held = self._held()
+        return held < state.applied_position and state.end_position - held > self._most_held
 
     def checkpoint(self) -> None:
         """Takes a checkpoint between two steps."""
@@ -267,13 +295,13 @@ class Site:
 
     def _checkpoint(self) -> None:
         state = self.window.state()
-        if self._must_fold(state.end_position - state.tail_position):
+        if self._must_fold(state):
             for link in self.links.values():
                 with link.guard:
                     link.fold(state.applied_position)
         position, chain = state.applied_position, self._chain_at(state.applied_position)
         state = self.window.state()
-        body = _encoder.encode(self._capture())  # rule ckpt_capture: before the flush of the stores
+        body = self._encode(self._capture())  # rule ckpt_capture: before the flush of the stores
         graves = list(self.shelf.graveyard)
         self._body_length = len(body)
         check(self.journal.fits(len(body)), f"a checkpoint of {len(body)} bytes does not fit its area")
@@ -291,9 +319,15 @@ class Site:
         for link in self.links.values():
             with link.guard:
                 link.saved(self.checkpoints)
-                tail = min(tail, link.position)
+                tail = min(tail, link.kept)  # not its position, which moves on while the checkpoint is written
         self.window.set_tail(max(tail, state.tail_position))  # rule tail_after
         self.shelf.bury(graves)
+
+    def _encode(self, body: Body) -> bytes:
+        encoded = _encoder.encode(body)
+        if 4 * len(encoded) <= self.journal.area_size:
+            return encoded
+        return _encoder.encode(pack_maps(body))
 
     def _chain_at(self, position: int) -> int:
         while True:
@@ -331,6 +365,7 @@ class Site:
             maps=shelf.maps(),
             links=links,
             fed_by=self.fed_by,
+            given={store: path for store, (path, fresh) in list(self.reserved.items()) if not fresh},
         )
 
     # ---- a primary: admission
@@ -356,6 +391,8 @@ class Site:
             Refused, DeviceError, UsageError: it cannot be performed here; nothing was changed.
         """
         self._require_primary()
+        body = operations.encode(operation)
+        check(operations.decode(body) == operation, "an operation reads back as it was meant", kind=operation.kind)
         effects = operation.effects(self.region_size)
         names = self._names_after(operation)
         created = {names[effect.store]: effect.store for effect in effects if isinstance(effect, Created)}
@@ -364,15 +401,26 @@ class Site:
         sizes = [(effect.store, effect.regions * self.region_size, True) for effect in effects
                  if isinstance(effect, Created | Resized)]
         dropped = [effect.store for effect in effects if isinstance(effect, Deleted)]
+        self._expect_notes(max(len(names), len(self.end.catalog.stores)))
         try:
-            lsn = self.window.submit_operation(operations.encode(operation), blocks=operation.blocks, sizes=sizes,
+            self._note_given(created, paths or {})
+            lsn = self.window.submit_operation(body, blocks=operation.blocks, sizes=sizes,
                                                dropped=dropped)
         except BaseException:
             self._unreserve(effects)
+            with contextlib.suppress(OSError):  # then nothing can come that would take the note for its own
+                self._note_given(created, dict.fromkeys(paths or {}, ""))
             raise
         self.end.take_operation(operation, lsn)
+        self._expect_notes(len(names))
         self._urgent_lsn = lsn
         return Admission(lsn, operation, created)
+
+    def _note_given(self, created: dict[str, int], paths: dict[str, str]) -> None:
+        """Stands before the operation, which is performed on these devices after a crash too. "" takes it back."""
+        given = {created[name]: path for name, path in paths.items() if name in created}
+        if given:
+            self.window.append_note(notes.GIVEN, notes.encode(notes.Given(given)))
 
     def _require_primary(self) -> None:
         if self.role != PRIMARY:
@@ -458,6 +506,7 @@ class Site:
         self._reserve([e for e in effects if isinstance(e, Resized)], {}, {})
         _, after = self.window.append_received(head, payload, blocks=operation.blocks)
         self.end.take_operation(operation, lsn)
+        self._expect_notes(len(self.end.catalog.stores))
         self._announce(effects)
         return after
 
@@ -474,6 +523,7 @@ class Site:
                 self.window.set_store(info.id, info.size, False)
             case items.Drop(store):
                 self.window.drop_store(store)
+        self._expect_notes(len(self.end.catalog.stores))
         return after
 
     def _announce(self, effects: list[Effect]) -> None:
@@ -516,6 +566,7 @@ class Site:
         catalog.add(store)
         self.end = self.here.copy()
         self.window.set_store(store.id, size, False)
+        self._expect_notes(len(catalog.stores))
         self._checkpoint()
         return store.id
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyrepl import operations
 from pyrepl._core import layout, view
-from pyrepl.catalog import SNAPSHOT, VOLUME
+from pyrepl.catalog import SNAPSHOT, VOLUME, whole
 from pyrepl.errors import NotFound, PyreplError, Refused, UsageError
 from pyrepl.results import OperationResult, Ticket
 
@@ -151,6 +151,11 @@ class Store:
             try:
                 view.readinto(self._window, self._stores, self._id, offset, buffer)
             except Exception as error:
+                if _is_readonly(buffer):
+                    raise UsageError(
+                        f"reading into {self.kind} {self.name!r}: {type(buffer).__name__} cannot be written to: give a "
+                        f"bytearray or a writable array"
+                    ) from error
                 self._settle(error, "reading", offset, _length(buffer, self, "reading into"))
             else:
                 return _length(buffer, self, "reading into")
@@ -225,7 +230,7 @@ class Store:
         """A new volume ``name`` with the content of this store; on ``device`` if one is given, at least as long."""
         result = self._group.operate(
             lambda catalog: operations.clone(catalog, self._named(catalog), name),
-            devices={name: device} if device else {},
+            devices={name: device} if device is not None else {},
             wait=wait,
             timeout=timeout,
         )
@@ -269,15 +274,16 @@ class Store:
             self.check_range(offset, length)
         raise self._group.failure(error, what) from error
 
-    def check_range(self, offset: int, length: int) -> None:
-        """A range of bytes that is not empty and inside the store.
+    def check_range(self, offset: int, length: int) -> tuple[int, int]:
+        """A range of bytes that is not empty and inside the store, in Python's numbers.
 
         Raises:
             UsageError: the text names range and size.
         """
-        if not _is_count(offset) or not _is_count(length):
+        first, count = whole(offset), whole(length)
+        if first is None or count is None or first < 0 or count < 0:
             raise UsageError(f"offset {offset!r} and length {length!r}: give whole numbers of bytes, not below 0")
-        size = self.size
+        offset, length, size = first, count, self.size
         if length == 0:
             raise UsageError(f"an empty range, at {offset}: give at least one byte", offset=offset)
         if offset > size or length > size - offset:
@@ -288,6 +294,7 @@ class Store:
                 length=length,
                 size=size,
             )
+        return offset, length
 
     def _check_writable(self) -> None:
         group = self._group
@@ -306,7 +313,7 @@ class Store:
         length = _length(data, self, "writing")
         if isinstance(error, LookupError):
             self._find()
-        self.check_range(offset, length)
+        offset, _ = self.check_range(offset, length)
         return self._engine(view.write_unaligned, self._window, self._stores, self._id, offset, data, fua=fua)
 
     def _engine(self, call: Callable[..., int], *arguments: Any, **options: Any) -> int:
@@ -320,7 +327,7 @@ class Store:
         group = self._group
         group.check()
         self._check_writable()
-        self.check_range(offset, length)
+        offset, length = self.check_range(offset, length)
         region, end = group.region_size, offset + length
         first, last = -(-offset // region) * region, end // region * region
         if last - first <= layout.MAX_EVENT:
@@ -367,7 +374,10 @@ class Volume(Store):
             Refused: the source is not a snapshot.
         """
         group = self._group
-        offset, length = (None, None) if extent is None else extent
+        try:
+            offset, length = (None, None) if extent is None else extent
+        except (TypeError, ValueError):
+            raise UsageError(f"extent={extent!r}: give pyrepl.Extent(offset, length)") from None
         return group.operate(
             lambda catalog: operations.restore(
                 catalog,
@@ -436,8 +446,12 @@ class Snapshot(Store):
         )
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_readonly(data: Buffer) -> bool:
+    try:
+        with memoryview(data) as seen:
+            return seen.readonly
+    except TypeError:
+        return False
 
 
 def _length(data: Buffer, store: Store, doing: str) -> int:

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -85,9 +86,12 @@ def test_operations_cost_no_data(pair):
     link = pair.link()
     pair.near.write(0, os.urandom(SIZE))
     snapshot = pair.near.snapshot("s")
+    pair.near.write(0, os.urandom(SIZE))
     link.wait_synced(WAIT)
     before = link.status()["wire_bytes_sent"]
-    pair.near.restore(snapshot).wait("paris", WAIT)
+    restored = pair.near.restore(snapshot).wait("paris", WAIT)
+    assert restored.bytes_avoided == restored.bytes_changed == SIZE
+    assert snapshot.bytes_avoided == snapshot.bytes_changed, "a figure is of the links that there were"
     pair.near.clone("copy").wait("paris", WAIT)
     assert link.status()["wire_bytes_sent"] - before < 64 * 1024
     assert pair.equal()
@@ -117,6 +121,7 @@ def test_pause_and_resume(pair):
     link.wait_synced(WAIT)
     before = pair.group.site.checkpoints
     link.pause()
+    assert link.status()["state"] == "paused" and not link.status()["connected"]
     assert pair.group.site.checkpoints > before  # it would outlive a crash
     pair.near.write(0, b"paused")
     with pytest.raises(WaitTimeout, match="is paused"):
@@ -202,7 +207,8 @@ def test_link_refusals(pair):
     for name, address, options, kind, words in (
             ("paris", "127.0.0.1:1", {}, Exists, "has a link 'paris'"), ("-x", "127.0.0.1:1", {}, UsageError, "cannot be a name"),
             ("x", "127.0.0.1", {}, UsageError, "not an address"), ("x", "127.0.0.1:99999", {}, UsageError, "not an address"),
-            ("x", ":80", {}, UsageError, "not an address"), ("primary", "127.0.0.1:1", {}, UsageError, "means this site"),
+            ("x", ":80", {}, UsageError, "not an address"), ("x", "a b:1", {}, UsageError, "not an address"),
+            ("x", 5, {}, UsageError, "not an address"), ("x", "127.0.0.1:0", {}, UsageError, "no port"), ("primary", "127.0.0.1:1", {}, UsageError, "means this site"),
             ("x", "127.0.0.1:1", {"mode": "maybe"}, UsageError, "mode")):
         with pytest.raises(kind, match=words):
             pair.group.add_link(name, address, **options)
@@ -212,6 +218,32 @@ def test_link_refusals(pair):
             link.wait_synced(bad)
     with pytest.raises(UsageError, match="the last that was given"):
         pair.group.wait(10**9, where="paris")
+
+
+def test_a_figure_is_of_all_links(pair):
+    """Two links, one of which leads nowhere: what shipping would have cost counts twice."""
+    pair.link().wait_synced(WAIT)
+    pair.group.add_link("nowhere", "127.0.0.1:1")
+    snapshot = pair.near.snapshot("s")
+    assert snapshot.bytes_changed == SIZE and snapshot.bytes_avoided == 2 * SIZE
+    later = pair.near.snapshot("later", wait=False)
+    later.wait()
+    assert later.bytes_avoided == 2 * SIZE
+
+
+def test_removing_a_link_that_cannot_connect_is_quick(pair):
+    """An address that answers nothing at all: the queue of who knocks there is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf, ExitStack() as knocking:
+        for _ in range(4):
+            sock = knocking.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(deaf.getsockname())
+        link = pair.group.add_link("deaf", f"127.0.0.1:{deaf.getsockname()[1]}")
+        with pytest.raises(WaitTimeout, match="connecting"):
+            link.wait_synced(0.3)
+        begin = time.monotonic()
+        pair.group.remove_link("deaf")
+        assert time.monotonic() - begin < 2
 
 
 def test_a_secondary_that_does_not_fit(nodes, tmp_path, monkeypatch):

@@ -60,11 +60,21 @@ def test_a_closed_node(nodes, tmp_path):
     assert not (tmp_path / "k").exists()
 
 
+@pytest.mark.parametrize("path", [None, 5, "", "a\0b"])
+def test_no_path(nodes, path):
+    with pytest.raises(UsageError, match="is not a path"):
+        pyrepl.Node.open(path, create=True)
+    with pytest.raises(UsageError, match="is not a path"):
+        nodes().create_group("db", path, journal_size=16 * MIB)
+
+
 def test_no_node(tmp_path):
     with pytest.raises(NotFound, match="create=True"):
         pyrepl.Node.open(tmp_path / "nowhere")
     with pytest.raises(NotFound, match="create=True"):
         pyrepl.Node.open(tmp_path)
+    with pytest.raises(UsageError, match="cannot be a name"):
+        pyrepl.Node.open(tmp_path / "new", create=True, name="a b")
     assert os.listdir(tmp_path) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(DeviceError, match="opening the node"):
@@ -136,7 +146,11 @@ def test_names_that_cannot_be(nodes, tmp_path, name):
     ({"journal_size": 0}, UsageError, "multiple of 4096"), ({"journal_size": 4097}, UsageError, "multiple of 4096"),
     ({"journal_size": -4096}, UsageError, "multiple of 4096"), ({"journal_size": "1G"}, UsageError, "multiple of 4096"),
     ({"journal_size": 8192}, UsageError, "too small"), ({}, NotFound, "give journal_size"),
-    ({"journal_size": 2**62}, DeviceError, "making group"), ({"journal_size": 2**64}, UsageError, "making group"),
+    ({"journal_size": 2**55}, DeviceError, "making group"), ({"journal_size": 2**56}, UsageError, "below 2..56"),
+    ({"journal_size": 2**64}, UsageError, "below 2..56"),
+    ({"journal_size": 16 * MIB, "region_size": "64K"}, UsageError, "region_size = '64K': must be a whole number"),
+    ({"journal_size": 16 * MIB, "region_size": 4096.0}, UsageError, "whole number"),
+    ({"journal_size": 16 * MIB, "options": {}}, UsageError, "SiteOptions"),
     ({"journal_size": 16 * MIB, "role": "tertiary"}, UsageError, "primary or secondary"),
     ({"journal_size": 16 * MIB, "resume": "later"}, UsageError, "'ask' or 'alone'"),
     ({"journal_size": 16 * MIB, "region_size": 5000}, UsageError, "region_size"),
@@ -237,6 +251,9 @@ def test_listening(nodes, tmp_path):
             node.listen("127.0.0.1", bad)
     for bad in ("no-such-host.invalid", "203.0.113.7"):
         with pytest.raises(UsageError, match="cannot listen"):
+            node.listen(bad, 0)
+    for bad in (5, None, b"::1", "a\0b"):
+        with pytest.raises(UsageError, match="give a name or an address"):
             node.listen(bad, 0)
     node.close()
     with socket.socket() as probe:

@@ -6,10 +6,12 @@ import os
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import pyrepl
 from pyrepl.errors import Exists, InUse, NotFound, Refused, UsageError, WaitTimeout
+from pyrepl.operations import Copy
 
 MIB = 1 << 20
 REGION = 64 * 1024
@@ -33,7 +35,7 @@ def shows(store, *parts):
 def test_a_week(group, data):
     monday = data.snapshot("monday")
     assert (monday.state, monday.name, monday.size, monday.group) == ("performed", "monday", SIZE, group)
-    assert monday.bytes_changed == SIZE == monday.bytes_avoided
+    assert monday.bytes_changed == SIZE and monday.bytes_avoided == 0, "there is no link that data would have crossed"
     data.write(0, b"b" * SIZE)
     assert shows(monday, ("a", 32)) and shows(data, ("b", 32))
     result = data.restore(monday, extent=pyrepl.Extent(4 * REGION, 2 * REGION))
@@ -176,6 +178,21 @@ REFUSALS = {
     "extent-length": (lambda g, d: d.restore("s", extent=(0, REGION + 512)), UsageError, str(REGION)),
     "extent-outside": (lambda g, d: d.restore("s", extent=(SIZE, REGION)), UsageError, "ends outside"),
     "extent-huge": (lambda g, d: d.restore("s", extent=(0, 2**64 - REGION)), UsageError, "ends outside"),
+    "extent-float": (lambda g, d: d.restore("s", extent=(0.0, REGION)), UsageError, "whole numbers"),
+    "extent-float-length": (lambda g, d: d.restore("s", extent=(0, float(REGION))), UsageError, "whole numbers"),
+    "extent-bool": (lambda g, d: d.restore("s", extent=(False, REGION)), UsageError, "whole numbers"),
+    "extent-text": (lambda g, d: d.restore("s", extent=("0", REGION)), UsageError, "whole numbers"),
+    "extent-none-at-all": (lambda g, d: d.restore("s", extent=5), UsageError, "give pyrepl.Extent"),
+    "extent-of-three": (lambda g, d: d.restore("s", extent=(0, REGION, 1)), UsageError, "give pyrepl.Extent"),
+    "range-float": (lambda g, d: g.copy_range(d, 0.0, "other", 0.0, REGION), UsageError, "whole numbers"),
+    "range-none": (lambda g, d: g.copy_range(d, 0, "other", 0, None), UsageError, "whole numbers"),
+    "size-float": (lambda g, d: d.resize(2.0 * SIZE), UsageError, "whole number"),
+    "mark-text": (lambda g, d: g.mark("m", "text"), UsageError, "is bytes, not str"),
+    "mark-number": (lambda g, d: g.mark("m", 5), UsageError, "is bytes, not int"),
+    "mark-long": (lambda g, d: g.mark("m", bytes(4097)), UsageError, "at most 4096"),
+    "device-number": (lambda g, d: g.add_volume("x", 3), UsageError, "device 3 is not a path"),
+    "device-empty": (lambda g, d: d.clone("x", device=""), UsageError, "device '' is not a path"),
+    "device-nul": (lambda g, d: d.clone("x", device="a\0b"), UsageError, "is not a path"),
     "name-taken": (lambda g, d: d.snapshot("s"), Exists, "named 's' exists"),
     "name-bad": (lambda g, d: d.snapshot("../x"), UsageError, "cannot be a name"),
     "name-empty": (lambda g, d: d.snapshot(""), UsageError, "cannot be a name"),
@@ -215,6 +232,36 @@ def test_refused_and_nothing_changed(group, data, case):
         call(group, data)
     assert before == (group.wait(), sorted(s.name for s in group.volumes + group.snapshots), sorted(os.listdir(folder)))
     data.write(0, b"still works")
+
+
+def test_an_operation_that_would_not_read_back_is_not_admitted(group, data):
+    """What stands in the journal and cannot be understood would be the end of the group, at every start anew."""
+    before = group.wait()
+    bad = Copy("restore", 1, 1, 0.0, 1)
+    with pytest.raises(UsageError, match="not an operation"):
+        group.operate(lambda _: bad)
+    assert group.wait() == before and group.state == "active"
+    data.write(0, b"still works")
+
+
+def test_numbers_of_numpy_are_numbers(group, data):
+    number = np.int64(REGION)
+    data.snapshot("s")
+    data.write(number, b"x" * REGION)
+    data.write(number + 1, b"y")
+    assert data.read(number, np.uint8(2)) == b"xy"
+    data.zero(number + 3, np.int32(7))
+    assert data.read(REGION + 2, 9) == b"x" + bytes(7) + b"x"
+    data.restore("s", extent=(number, number))
+    assert shows(data, ("a", 32))
+    data.resize(np.int64(2 * SIZE))
+    assert data.size == 2 * SIZE
+
+
+def test_a_device_shorter_than_a_region(group, tmp_path):
+    (tmp_path / "tiny").write_bytes(bytes(4096))
+    with pytest.raises(UsageError, match="shorter than one region"):
+        group.add_volume("x", tmp_path / "tiny")
 
 
 def test_a_store_of_another_group(nodes, group, data, tmp_path):

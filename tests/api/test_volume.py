@@ -130,7 +130,9 @@ def test_too_long(volume, offset, length):
             call(offset, length)
 
 
-@pytest.mark.parametrize(("offset", "length"), [(-1, 1), (0, -1), ("0", 1), (None, 1), (0, "4096")])
+@pytest.mark.parametrize(("offset", "length"), [
+    (-1, 1), (0, -1), ("0", 1), (None, 1), (0, "4096"), (0.0, 4096), (1.5, 1), (0, 4096.0), (True, 1), (np.float64(4096), 1),
+])
 def test_not_a_number_of_bytes(volume, offset, length):
     for call in (volume.read, volume.zero):
         with pytest.raises(UsageError, match="whole numbers"):
@@ -138,6 +140,16 @@ def test_not_a_number_of_bytes(volume, offset, length):
     if length == 1:
         with pytest.raises(UsageError, match="whole numbers"):
             volume.write(offset, b"x")
+
+
+@pytest.mark.parametrize("offset", [0.0, 4096.0, 1.5, None, "0", True, False, np.float64(0), -4096])
+def test_not_an_offset(volume, offset):
+    before = volume.flush()
+    for call in (lambda: volume.write(offset, bytes(4096)), lambda: volume.submit_write(offset, bytes(4096)),
+                 lambda: volume.readinto(offset, bytearray(4096)), lambda: volume.discard(offset, 4096)):
+        with pytest.raises(UsageError, match="whole numbers"):
+            call()
+    assert volume.flush() == before
 
 
 def test_nothing(volume):
@@ -156,7 +168,7 @@ def test_not_a_buffer(volume):
         volume.readinto(0, None)
     with pytest.raises(UsageError, match="not contiguous"):
         volume.write(0, memoryview(bytes(8192))[::2])
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="cannot be written to"):
         volume.readinto(0, bytes(4096))
     assert not any(volume.read(0, 8192))
 

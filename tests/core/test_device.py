@@ -202,6 +202,20 @@ def test_misuse_is_refused_before_the_disk(image, offset, length):
         assert device.bytes_read == device.bytes_written == 0
 
 
+class Liar(list):
+    """Says 1, and gives all."""
+
+    def __len__(self):
+        return 1
+
+
+def test_a_list_is_as_long_as_what_it_gives(image):
+    with FileDevice(image) as device:
+        memory = [memoryview(Buffer(4096)) for _ in range(100)]
+        ios = [("read", 4096 * n, one, False) for n, one in enumerate(memory)]
+        assert device.perform(Liar(ios)) == [0] * 100
+
+
 def test_a_list_with_one_wrong_io_is_not_begun(image):
     with FileDevice(image) as device:
         good, memory = memoryview(Buffer(4096)), memoryview(Buffer(8192))

@@ -248,6 +248,23 @@ def test_lengths_that_differ():
     assert stores.device(stores.source(3, 0)).data == bytes([1]) * REGION
 
 
+class Liar(list):
+    """Says 1, and gives all."""
+
+    def __len__(self):
+        return 1
+
+
+def test_touches_are_as_many_as_are_given():
+    stores = Stores(region_size=REGION, alignment=BLOCK)
+    stores.add(1, MemoryDevice("d", SIZE), store=1, size=SIZE, zero=True)
+    epoch = Epoch(stores, None)
+    touches = [(region, 1, WHOLE) for region in range(REGIONS)]
+    expected = [epoch.plan_touches(touches), epoch.note(0)]
+    epoch.clear()
+    assert expected[0] == 1 and [epoch.plan_touches(Liar(touches)), epoch.note(0)] == expected
+
+
 def test_misuse():
     stores = Stores(region_size=REGION, alignment=BLOCK)
     device = MemoryDevice("d", SIZE)

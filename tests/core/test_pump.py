@@ -100,6 +100,13 @@ def test_the_largest_batches():
     assert [record.length for record in records] == [1 << 20] * 4 and payload == b"x" * size
 
 
+class Liar(list):
+    """Says 1, and gives all."""
+
+    def __len__(self):
+        return 1
+
+
 def test_what_cannot_be_copied():
     site = Site(1, size=8 << 20, region_size=REGION)
     for runs in (
@@ -115,6 +122,8 @@ def test_what_cannot_be_copied():
     ):
         with pytest.raises(ValueError):
             copied(site, 1, runs)
+    with pytest.raises(ValueError, match="not 129"):
+        copied(site, 1, Liar([(0, 1)] * 129))
     with pytest.raises(ValueError, match="do not fit"):
         copied(site, 1, [(n, 1) for n in range(123)])
     with pytest.raises(LookupError):

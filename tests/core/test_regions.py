@@ -1,6 +1,7 @@
 """RegionMap against its slow twin, a set of numbers."""
 
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -222,6 +223,33 @@ def test_runs_over_the_edges_of_words_are_counted_once():
     assert encoded(size, marked)[0] == 1
     check(regions, size, marked)
     assert regions.encode() == encoded(size, marked)
+
+
+def test_what_another_thread_marks_meanwhile_does_no_harm():
+    """The bytes are good, and hold what was marked before, though the map grows between the count and the writing."""
+    size, calls = 1 << 24, 20
+    # each call marks regions all over the map, in ascending order, so that a walk meets marks in the making
+    wanted = [np.arange(n, size - 100, 1220, dtype=np.uint64) for n in range(0, 61 * calls, 61)]
+    pairs = [np.ascontiguousarray(np.stack([first, np.full_like(first, 1 + n)], 1)) for n, first in enumerate(wanted)]
+    for _ in range(5):
+        regions, done = RegionMap(size), []
+
+        def mark(regions=regions, done=done):
+            for ranges in pairs:
+                regions.mark_ranges(ranges)
+                done.append(None)
+
+        marker = threading.Thread(target=mark)
+        marker.start()
+        alive = True
+        while alive:
+            alive, before = marker.is_alive(), len(done)
+            again = RegionMap.decode(regions.encode())
+            words = again.array()
+            for first in wanted[:before]:
+                assert (words[first // 64] >> first % 64 & 1).all()
+        marker.join()
+        assert again == regions and len(done) == calls
 
 
 def run_bytes(size, *numbers):

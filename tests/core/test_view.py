@@ -328,6 +328,22 @@ def test_ranges_outside(offset, length):
             view.write_unaligned(site.window, site.stores, 1, offset, bytes(length))
 
 
+@pytest.mark.parametrize("number", [0.0, 1.5, "0", None, True])
+def test_what_is_no_whole_number(number):
+    site = Site(1, size=SIZE)
+    for call in (
+        lambda: view.read(site.window, site.stores, 1, number, 512),
+        lambda: view.read(site.window, site.stores, 1, 0, number),
+        lambda: view.readinto(site.window, site.stores, 1, number, bytearray(512)),
+        lambda: view.write_unaligned(site.window, site.stores, 1, number, b"x"),
+        lambda: site.window.write(1, number, bytes(4096)),
+        lambda: site.window.submit(1, number, bytes(4096)),
+    ):
+        with pytest.raises(TypeError, match="whole number"):
+            call()
+    assert site.window.state().end_lsn == 0
+
+
 def test_what_is_not_there():
     site = Site(1, size=SIZE)
     for call in (

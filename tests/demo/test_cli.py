@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from pyrepl import cli, inspection
 from pyrepl._core import layout
 from pyrepl._core.device import FileDevice
 from pyrepl.cli import main, sizes
-from pyrepl.errors import Corrupt, NotFound
+from pyrepl.errors import Corrupt, DeviceError, NotFound
 from pyrepl.journal import Journal
 
 MIB = 1 << 20
@@ -126,6 +127,16 @@ def test_errors_become_exit_status() -> None:
     assert done.returncode == NotFound.exit_status
     assert done.stderr.startswith("pyrepl: there is no")
     assert "Traceback" not in done.stderr
+
+
+def test_what_the_system_refuses_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/dev/sdz")
+
+    monkeypatch.setattr("pyrepl.cli.doctor.answers", refuse)
+    done = CliRunner().invoke(main, ["doctor"])
+    assert done.exit_code == DeviceError.exit_status
+    assert "pyrepl: doctor: /dev/sdz: Permission denied: run as a user who may use it" in done.output
 
 
 # ---- journal

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 import pytest
 
 from pyrepl._core import batch, layout
-from pyrepl.demo.proxy import Counts, Meter, Proxy
+from pyrepl.demo.proxy import SIGNS, Counts, Meter, Proxy
+from pyrepl.protocol.messages import NUMBERS, Ack, Heartbeat
 
 GROUP, GENERATION = b"g" * 16, b"e" * 16
 
 
-def control(length: int, number: int = 0) -> bytes:
-    return layout.pack_frame(type=7, length=length, body_crc=1, sequence=number, session=0) + b"x" * length
+def control(length: int, number: int = 0, kind: int = 8) -> bytes:
+    return layout.pack_frame(type=kind, length=length, body_crc=1, sequence=number, session=0) + b"x" * length
 
 
 def batch_frame(kind: int) -> bytes:
@@ -55,9 +56,11 @@ def test_meter_tells_batches_apart_however_they_are_cut() -> None:
         batch_frame(kind) for kind in (layout.BATCH_EVENTS, layout.BATCH_OPERATION, layout.BATCH_COPIED)
     )
     small = control(3)
-    stream = small + events + operation + control(1) + copied + events
+    ack, heartbeat = control(20, kind=NUMBERS[Ack]), control(4, kind=NUMBERS[Heartbeat])
+    stream = small + events + ack + operation + control(1) + heartbeat + copied + events
     want = {
         0: len(small) + len(control(1)),
+        SIGNS: len(ack) + len(heartbeat),
         layout.BATCH_EVENTS: 2 * len(events),
         layout.BATCH_OPERATION: len(operation),
         layout.BATCH_COPIED: len(copied),
@@ -107,13 +110,14 @@ def talk(port: int, data: bytes) -> bytes:
 
 
 def test_both_directions_are_counted() -> None:
-    stream = batch_frame(layout.BATCH_EVENTS) + control(10)
+    beat = control(10, kind=NUMBERS[Heartbeat])
+    stream = batch_frame(layout.BATCH_EVENTS) + control(10) + beat
     with echo() as address, Proxy(address) as proxy:
         before = proxy.counts()
         assert talk(proxy.port, stream) == stream
         counts = proxy.counts().since(before)
     writes = len(batch_frame(layout.BATCH_EVENTS))
-    assert counts == Counts(total=2 * len(stream), forward=len(stream), writes=2 * writes)
+    assert counts == Counts(total=2 * len(stream), forward=len(stream), writes=2 * writes, signs=2 * len(beat))
 
 
 def test_cut_ends_connections_and_refuses_new_ones_until_mended() -> None:

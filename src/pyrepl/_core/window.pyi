@@ -21,6 +21,7 @@ class WindowState(NamedTuple):
     log_size: int
     ring_size: int
     ring_used: int  # bytes; notes and loaded batches have memory of their own
+    notes: int  # bytes of the log kept free for the notes that applying the unapplied may need (set_notes)
     batches: int
     records: int
     payload_bytes: int
@@ -88,6 +89,9 @@ class Window:
         """`store` from 1 on; size in bytes. OSError (ENOSPC): more than PR_MAX_STORES."""
     def drop_store(self, store: int) -> None:
         """LookupError: no such store."""
+    def set_notes(self, region_size: int, cost: int) -> None:
+        """From here on an event is given its place only where the log has room for `cost` bytes of notes for each region of that size
+        that it touches too, until it is applied; one event always is. 0: none (at first). ValueError: no such size or cost."""
     def store_size(self, store: int) -> int | None: ...
     # -- writers (any thread). Offsets and lengths in bytes; unaligned ones are the caller's business: ValueError here.
     # LookupError: no such store; PermissionError: not writable; ValueError: outside, unaligned, nothing; OSError: the log failed.

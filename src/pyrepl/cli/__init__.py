@@ -5,10 +5,12 @@ Decides how errors become text and exit status. Everything else is in the comman
 
 from __future__ import annotations
 
+import errno
 import importlib
 
 import click
 
+from pyrepl.border import typed
 from pyrepl.errors import PyreplError
 
 COMMANDS = {  # name: (module, attribute, one line for --help)
@@ -41,6 +43,12 @@ class Commands(click.Group):
         except PyreplError as error:
             click.echo(f"pyrepl: {error}", err=True)
             ctx.exit(error.exit_status)
+        except OSError as error:  # what the system refuses a command, be it a folder that cannot be made
+            if error.errno == errno.EPIPE:
+                raise  # whoever read the output has enough; click ends quietly
+            failure = typed(error, str(ctx.invoked_subcommand))
+            click.echo(f"pyrepl: {failure}", err=True)
+            ctx.exit(failure.exit_status)
         except KeyboardInterrupt:
             click.echo("pyrepl: interrupted", err=True)
             ctx.exit(130)

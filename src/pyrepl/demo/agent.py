@@ -47,10 +47,12 @@ class Agent:
         """Takes connections on loopback."""
         return {"address": list(self._node.listen("127.0.0.1", port))}
 
-    def create(self, journal: str, journal_size: int | None, role: str, alignment: int) -> dict[str, Any]:
-        """Makes the group."""
+    def create(
+        self, journal: str, journal_size: int | None, role: str, alignment: int, force: bool = False
+    ) -> dict[str, Any]:
+        """Makes the group; with ``force`` on a device that holds another group's journal, which is lost."""
         self._group = self._node.create_group(
-            GROUP, journal=journal, journal_size=journal_size, role=role, alignment=alignment
+            GROUP, journal=journal, journal_size=journal_size, role=role, alignment=alignment, force=force
         )
         return {}
 
@@ -158,8 +160,8 @@ class Agent:
         """What the primary knows of the link."""
         return dict(self._group.link(name).status())
 
-    def wait_applied(self, lsn: int, link: str | None, timeout: float) -> dict[str, Any]:
-        """Returns when the event is performed here (no link), or at the link's secondary."""
+    def wait_applied(self, lsn: int | None, link: str | None, timeout: float) -> dict[str, Any]:
+        """Returns when the event (None: all up to now) is performed here (no link), or at the link's secondary."""
         self._group.wait(lsn, where=link or "primary", timeout=timeout)
         return {}
 

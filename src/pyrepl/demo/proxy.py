@@ -1,7 +1,8 @@
 """A TCP proxy between the two sites: counts every byte of both directions, and is the cable that the demo cuts.
 
-It is independent of the counters of the package: it sees only bytes. To tell the writers' own bytes from all others it
-reads frame headers as they pass (layout.h: ``pr_frame``, then of a batch its ``pr_travel``). It never changes a byte.
+It is independent of the counters of the package: it sees only bytes. To tell the writers' own bytes, and what keeps the
+link alive, from all others it reads frame headers as they pass (layout.h: ``pr_frame``, then of a batch its
+``pr_travel``). It never changes a byte.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import threading
 from typing import NamedTuple
 
 from pyrepl._core import layout
+from pyrepl.protocol.messages import NUMBERS, Ack, Heartbeat
 
 FRAME, PEEK = 32, 7  # bytes of a frame's header; and of a batch, up to the kind of its travelling part
 CHUNK = 256 * 1024
+SIGNS = -1  # among the kinds of batches: acknowledgements and heartbeats
+_SIGNS = (NUMBERS[Ack], NUMBERS[Heartbeat])
 
 
 class Counts(NamedTuple):
@@ -27,6 +31,8 @@ class Counts(NamedTuple):
     """Frames whose batch holds writes, zeros or discards: their headers, descriptors and data."""
     operations: int = 0
     copied: int = 0
+    signs: int = 0
+    """Frames of acknowledgements and heartbeats: they grow with time and with the writes, not with an operation."""
 
     def since(self, before: Counts) -> Counts:
         """What crossed after ``before``."""
@@ -39,11 +45,11 @@ class Meter:
     def __init__(self) -> None:
         self._head = bytearray()
         self._left = 0  # bytes of the frame's body that are still to come
-        self._kind = 0  # of the batch that they belong to; 0: another frame
+        self._kind = 0  # of the batch that they belong to; or SIGNS; 0: another frame
         self._lost = False  # not our frames: count, do not classify
 
     def feed(self, data: memoryview) -> dict[int, int]:
-        """Takes the next bytes; returns bytes by batch kind (0: no batch)."""
+        """Takes the next bytes; returns bytes by batch kind (no batch: SIGNS or 0)."""
         kinds: dict[int, int] = {}
         position, end = 0, len(data)
         while position < end:
@@ -70,9 +76,11 @@ class Meter:
         return FRAME + (PEEK if kind == layout.FRAME_BATCH and length >= PEEK else 0)
 
     def _begin(self, kinds: dict[int, int]) -> None:
-        magic, _, _, length = struct.unpack_from("<IHHI", self._head)
+        magic, _, frame, length = struct.unpack_from("<IHHI", self._head)
         self._lost = magic != layout.FRAME_MAGIC
-        self._kind = self._head[FRAME + 6] if len(self._head) > FRAME and not self._lost else 0
+        self._kind = 0
+        if not self._lost:
+            self._kind = self._head[FRAME + 6] if len(self._head) > FRAME else SIGNS if frame in _SIGNS else 0
         self._left = 0 if self._lost else length - (len(self._head) - FRAME)
         kinds[self._kind] = kinds.get(self._kind, 0) + len(self._head)
         self._head.clear()
@@ -106,6 +114,7 @@ class Proxy:
                 kinds.get(layout.BATCH_EVENTS, 0),
                 kinds.get(layout.BATCH_OPERATION, 0),
                 kinds.get(layout.BATCH_COPIED, 0),
+                kinds.get(SIGNS, 0),
             )
 
     def cut(self) -> None:

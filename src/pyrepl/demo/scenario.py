@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -50,10 +51,14 @@ class Step(msgspec.Struct):
 
 
 class Restore(msgspec.Struct):
-    """``bytes_on_wire``: all that crossed, both ways, but the frames that carry the concurrent writes."""
+    """``bytes_on_wire``: all that crossed, both ways, but the frames that carry the concurrent writes, and the
+    acknowledgements and heartbeats, which go on with or without it: those are ``bytes_of_acknowledgements``.
+    ``seconds_until_usable``: until a read at the first site had shown the snapshot; what was overwritten before had
+    been applied when it began."""
 
     bytes_changed: int = 0
     bytes_on_wire: int = 0
+    bytes_of_acknowledgements: int = 0
     seconds_until_usable: float = 0.0
 
 
@@ -151,7 +156,7 @@ class Scenario:
         with self._step("prepare the input") as step:
             base = self._options.folder
             if base is not None:
-                os.makedirs(base, exist_ok=True)
+                self._make_base(base)
             self._folder = tempfile.mkdtemp(prefix="pyrepl-demo-", dir=base if base is not None else _roomy())
             self._cleanup.callback(shutil.rmtree, self._folder, ignore_errors=True)
             free = shutil.disk_usage(self._folder).free
@@ -169,6 +174,22 @@ class Scenario:
                 self.report.notes.append("input: " + content.make_image(self._source, self._size, self._folder))
             self._devices = [self._device(0), self._device(1)]
             step.bytes_changed = self._size
+
+    def _make_base(self, base: str) -> None:
+        """The folder of --dir; what was made for this run goes away with it, if nobody else put something there."""
+        missing = os.path.abspath(base)
+        made = []
+        while not os.path.isdir(missing):
+            made.append(missing)
+            missing = os.path.dirname(missing)
+        try:
+            os.makedirs(base, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--dir {base} cannot be made ({error.strerror}): choose another folder") from error
+        if not os.access(base, os.W_OK | os.X_OK):
+            raise UsageError(f"--dir {base} cannot be written to: choose another folder, or run as another user")
+        for folder in reversed(made):
+            self._cleanup.callback(_remove_empty, folder)
 
     def _start(self) -> None:
         with self._step("start two nodes"):
@@ -204,6 +225,9 @@ class Scenario:
         with self._step(f"overwrite {SHARE:.0%}", int(SHARE * self._size), watched=True) as step:
             step.bytes_changed = self._first.call("overwrite", volume=VOLUME, share=SHARE, seed=2)["bytes"]
             self._synced()
+        with self._step("applied at both sites"):
+            for link in (None, LINK):
+                self._first.call("wait_applied", lsn=None, link=link, timeout=SYNCED)
         with self._step("restore") as step:
             before = self._counts()
             result = self._first.call("restore", volume=VOLUME, name="monday")
@@ -211,7 +235,8 @@ class Scenario:
             crossed = self._counts().since(before)
             self._restored = result["lsn"]
             step.bytes_changed = step.bytes_if_shipped = result["bytes_changed"]
-            self.report.restore = Restore(result["bytes_changed"], crossed.total - crossed.writes, result["seconds"])
+            beyond = crossed.total - crossed.writes - crossed.signs
+            self.report.restore = Restore(result["bytes_changed"], beyond, crossed.signs, result["seconds"])
 
     def _kill(self) -> None:
         with self._step("secondary killed and back") as step:
@@ -287,8 +312,8 @@ class Scenario:
 
     def _journal(self, site: int) -> dict[str, Any]:
         if len(self._options.devices) > 2 + site:
-            return {"journal": self._options.devices[2 + site], "journal_size": None}
-        return {"journal": self._path(f"journal-{site}.img"), "journal_size": self._journal_size()}
+            return {"journal": self._options.devices[2 + site], "journal_size": None, "force": True}
+        return {"journal": self._path(f"journal-{site}.img"), "journal_size": self._journal_size(), "force": False}
 
     def _device(self, site: int) -> str:
         """The volume's device at a site: the one given, else a loop device if that is possible, else a file."""
@@ -319,12 +344,22 @@ def _check_device(device: str, size: int) -> None:
 
     if not os.path.exists(device):
         raise UsageError(f"--device {device}: there is no such device")
+    mode = os.stat(device).st_mode
+    if not (stat.S_ISBLK(mode) or stat.S_ISREG(mode)):
+        raise UsageError(f"--device {device} is neither a block device nor a file")
+    if not os.access(device, os.R_OK | os.W_OK):
+        raise UsageError(f"--device {device} may not be used by this user: run as root, or give files")
     used = blockdev.in_use(device)
     if used:
         raise InUse(f"--device {device} is in use ({used}); its content would be lost, so it is refused", device=device)
     with open(device, "rb") as file:
         if file.seek(0, os.SEEK_END) < size:
             raise UsageError(f"--device {device} is smaller than {size // MIB} MiB: choose a smaller --size")
+
+
+def _remove_empty(folder: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def _detach(device: str) -> None:

@@ -102,8 +102,9 @@ def show(report: Report) -> None:
     restore = report.restore
     console.print(
         f"restore: {human(restore.bytes_changed)} changed, usable after "
-        f"{restore.seconds_until_usable * 1000:.1f} ms; {restore.bytes_on_wire} bytes crossed besides the "
-        f"writers' own",
+        f"{restore.seconds_until_usable * 1000:.1f} ms (what was overwritten had been applied before); "
+        f"{restore.bytes_on_wire} bytes crossed for it. The writers' own writes and "
+        f"{restore.bytes_of_acknowledgements} bytes of acknowledgements and heartbeats crossed meanwhile, as always",
         highlight=False,
     )
     console.print(

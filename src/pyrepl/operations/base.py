@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pyrepl.catalog import Catalog, Store
+from pyrepl.catalog import Catalog, Store, whole
 from pyrepl.errors import UsageError
 
 
@@ -55,8 +55,11 @@ def scope(
                 f"{target.name!r} is {target.size} bytes long and {source.name!r} is {source.size}: "
                 f"resize the target first, or name a range that both have", target=target.name, source=source.name)
         return 0, target.size // region_size
-    offset = 0 if offset is None else offset
-    length = target.size - offset if length is None else length
+    first = whole(0 if offset is None else offset)
+    size = whole(target.size - first if length is None and first is not None else length)
+    if first is None or size is None:
+        raise UsageError(f"offset {offset!r} and length {length!r}: give whole numbers of bytes")
+    offset, length = first, size
     if offset < 0 or length <= 0 or offset % region_size or length % region_size:
         raise UsageError(f"the range of {length} bytes from {offset} is not made of whole regions: "
                          f"offset and length must be multiples of the group's region size, {region_size} bytes",

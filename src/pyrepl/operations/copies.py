@@ -118,6 +118,8 @@ def synchronize(catalog: Catalog, target: str, source: str, *, region_size: int)
 
 def copy_range(catalog: Catalog, source: str, target: str, offset: int, length: int, *, region_size: int) -> Copy:
     """A range of whole regions of ``target`` becomes equal to the same range of ``source``."""
+    if offset is None or length is None:
+        raise UsageError(f"copy-range: offset {offset!r} and length {length!r}: give whole numbers of bytes")
     return _copy("copy-range", catalog, target, source, offset, length, region_size)
 
 

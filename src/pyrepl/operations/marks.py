@@ -42,8 +42,12 @@ def mark(name: str, payload: bytes = b"") -> Mark:
     """A mark.
 
     Raises:
-        UsageError: a bad name, or a payload above 4096 bytes.
+        UsageError: a bad name, or a payload that is not bytes or above 4096 of them.
     """
+    try:
+        payload = bytes(memoryview(payload))
+    except TypeError:
+        raise UsageError(f"the payload of a mark is bytes, not {type(payload).__name__}: encode it first") from None
     if len(payload) > MOST_PAYLOAD:
         raise UsageError(f"the payload of a mark is {len(payload)} bytes: at most {MOST_PAYLOAD}", length=len(payload))
-    return Mark(check_name(name), bytes(payload))
+    return Mark(check_name(name), payload)

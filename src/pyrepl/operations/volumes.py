@@ -138,7 +138,7 @@ def resize(catalog: Catalog, name: str, size: int, *, force: bool = False, regio
         UsageError: not whole regions.
     """
     store = catalog.by_name(name)
-    check_size(size, region_size)
+    size = check_size(size, region_size)
     if store.kind != VOLUME:
         raise Refused(f"{name!r} is a {store.kind}: only volumes are resized", reason="kind", name=name)
     if size < store.size and not force:

@@ -23,6 +23,7 @@ FLUSH_EVERY = 0.005
 and the secondary is behind by no more than this for it. A sync link's writers wait for it: there it is at once."""
 WAKE = 0.02  # seconds until the sender looks again while it waits for an acknowledgement or a checkpoint
 IDLE = 0.2  # seconds until it looks for stop and pause while nothing is written
+PAUSED = 1.0  # seconds that pause waits for the connection to end
 REFUSED = 5.0  # seconds until a refusal is asked about again
 
 
@@ -59,10 +60,14 @@ class Dialer:
             self._thread.join()
 
     def pause(self) -> None:
-        """Ends the connection until :meth:`resume`; it stays paused over a restart once a checkpoint was taken."""
+        """Ends the connection until :meth:`resume`; it has ended on return, unless the peer hangs. It stays paused over
+        a restart once a checkpoint was taken."""
         with self.guard:
             self.link.paused = True
         self._nudge()
+        deadline = time.monotonic() + PAUSED
+        while self._connection is not None and self.link.paused and time.monotonic() < deadline:
+            time.sleep(0.002)
 
     def resume(self) -> None:
         """Dials again."""
@@ -134,7 +139,9 @@ class Dialer:
         if link.wants_checkpoint:
             link.site.checkpoint()
         try:
-            connection = self._connection = Connection.dial(link.address, dead=link.options.dead)
+            connection = self._connection = Connection.dial(
+                link.address, dead=link.options.dead, wanted=lambda: not (self._stopping or link.paused)
+            )
         except OSError as problem:
             with self.guard:
                 link.disconnect(f"{link.address}: {problem.strerror or problem}", "down")
@@ -145,6 +152,8 @@ class Dialer:
             with self.guard:
                 hello = link.connect(session)
             connection.send(hello)
+            if self._stopping or link.paused:
+                self._nudge()  # whoever asked for it saw no connection yet
             deadline = time.monotonic() + 10.0
             while not link.is_open:
                 message = connection.receive(session, self.guard, deadline)

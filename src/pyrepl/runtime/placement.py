@@ -162,6 +162,21 @@ class FilePlacement:
                 sync_folder(folder)
 
 
+def path_of(given: object, what: str) -> str:
+    """The absolute path that a caller gave.
+
+    Raises:
+        UsageError: it is none; the text names it as ``what``.
+    """
+    try:
+        path = os.fsdecode(given)  # type: ignore[arg-type]
+    except TypeError:
+        path = ""
+    if not path or "\0" in path:
+        raise UsageError(f"{what} {given!r} is not a path: give a str or an os.PathLike object")
+    return os.path.abspath(path)
+
+
 def open_patiently(path: str, patience: float, *, engine: str = "auto") -> FileDevice:
     """Opens a device exclusively; while it is in use, tries again for so many seconds."""
     deadline = time.monotonic() + patience
@@ -214,8 +229,8 @@ def make_journal(path: str, size: int) -> None:
         Exists: something of that name exists.
         UsageError: ``size`` cannot be.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size <= 0 or size % 4096:
-        raise UsageError(f"journal_size={size!r}: give a positive multiple of 4096 bytes", size=size)
+    if isinstance(size, bool) or not isinstance(size, int) or size <= 0 or size % 4096 or size >> 56:
+        raise UsageError(f"journal_size={size!r}: give a positive multiple of 4096 bytes, below 2**56", size=size)
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:

@@ -7,11 +7,14 @@ receives.
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
+import os
 import select
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pyrepl.errors import PeerError, UsageError
@@ -30,11 +33,14 @@ def parse_address(address: str) -> tuple[str, int]:
     Raises:
         UsageError: it is neither.
     """
+    if not isinstance(address, str):
+        raise UsageError(f"{address!r:.80} is not an address: give host:port or [v6]:port")
     host, colon, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if (
         not colon
         or not bare
+        or any(c.isspace() or not c.isprintable() for c in bare)
         or not port.isascii()
         or not port.isdigit()
         or not 0 <= int(port) <= 65535
@@ -42,6 +48,23 @@ def parse_address(address: str) -> tuple[str, int]:
     ):
         raise UsageError(f"{address[:80]!r} is not an address: give host:port or [v6]:port", address=address)
     return bare, int(port)
+
+
+def _connect(sock: socket.socket, place: Any, seconds: float, wanted: Callable[[], bool]) -> None:
+    sock.setblocking(False)
+    code = sock.connect_ex(place)
+    deadline = time.monotonic() + seconds
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    while code == errno.EINPROGRESS:
+        if not wanted():
+            code = errno.ECANCELED
+        elif poll.poll(100):
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        elif time.monotonic() > deadline:
+            code = errno.ETIMEDOUT
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 class Connection:
@@ -61,13 +84,30 @@ class Connection:
         self._poll.register(sock, select.POLLOUT)
 
     @classmethod
-    def dial(cls, address: str, *, dead: float) -> Connection:
-        """Connects.
+    def dial(cls, address: str, *, dead: float, wanted: Callable[[], bool] = lambda: True) -> Connection:
+        """Connects to the first address of the host that answers.
+
+        Args:
+            address: ``host:port``.
+            dead: seconds for each address.
+            wanted: looked at ten times a second; when it says no, the call ends.
 
         Raises:
-            OSError: it cannot be reached in ``dead`` seconds.
+            OSError: it cannot be reached, or is not wanted any more.
         """
-        return cls(socket.create_connection(parse_address(address), timeout=dead), dead=dead)
+        host, port = parse_address(address)
+        problem: OSError = OSError(errno.EADDRNOTAVAIL, "the host has no address")
+        for family, kind, number, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            sock = socket.socket(family, kind, number)
+            try:
+                _connect(sock, place, dead, wanted)
+                return cls(sock, dead=dead)
+            except OSError as error:
+                sock.close()
+                problem = error
+            if not wanted():
+                break
+        raise problem
 
     def _limit_wait(self, seconds: float) -> None:
         whole = max(0.001, seconds)
