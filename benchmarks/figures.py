@@ -150,7 +150,7 @@ def _restore(path: Path, changed: int, rounds: int) -> None:
             crossed = proxy.counts().since(before)
             stop.set()
             writer.join()
-            wire.append(crossed.operations + crossed.copied)
+            wire.append(crossed.total - crossed.writes - crossed.signs)
             bytes_changed.append(result.bytes_changed)
         settle(group)
     say(

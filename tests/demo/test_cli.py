@@ -252,6 +252,16 @@ def test_what_is_no_journal(tmp_path: Path) -> None:
         assert result.exit_code == Corrupt.exit_status, result.output
 
 
+@pytest.mark.parametrize("verb", ["check", "dump"])
+@pytest.mark.parametrize("length", [0, 1, 4096, 8191])
+def test_what_is_too_short_for_a_journal(tmp_path: Path, verb: str, length: int) -> None:
+    path = tmp_path / "short"
+    path.write_bytes(bytes(length))
+    done = run("journal", verb, str(path))
+    assert done.exit_code == Corrupt.exit_status
+    assert f"it is {length} bytes long" in done.output
+
+
 def test_no_valid_checkpoint(journal: str) -> None:
     with FileDevice(journal, writable=False, exclusive=False) as device:
         areas = Journal.find(device).superblock["area_offset"]

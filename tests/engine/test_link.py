@@ -516,7 +516,7 @@ def arriving(one, kind, records, **fields):
     """What the replica says to a batch of these records at its place in the stream."""
     end = one.b.end
     values = {"group": one.b.group_id, "generation": end.lineage.generation, "first_lsn": end.lsn + (kind in (1, 2)), "alignment": 512,
-              "item": end.item + 1 if kind in (3, 4) else 0, **fields}
+              "item": end.item + 1 if kind in (3, 4) else 0, "previous": one.replica._previous if kind in (1, 2) else 0, **fields}
     before = one.b.window.state()
     try:
         one.replica._batch(memoryview(batch.encode(kind, records, **values)))
@@ -532,7 +532,8 @@ def item(value):
 def test_batches_that_may_come(pair):
     one = flowing(pair(31))
     one.deliver()
-    arriving(one, layout.BATCH_EVENTS, [(layout.ZERO, 1, 0, 512)], previous=one.replica._previous)
+    arriving(one, layout.BATCH_EVENTS, [(layout.ZERO, 1, 0, 512)])
+    arriving(one, layout.BATCH_OPERATION, [(layout.OPERATION, 0, 0, operations.encode(operations.Copy("restore", 1, 2, 5, 1)))])
     arriving(one, layout.BATCH_ITEM, item(items.Consistent()))
     arriving(one, layout.BATCH_COPIED, [(layout.ZERO, 1, 0, REGION)], read_end=9)
     assert not one.b.end.consistent
@@ -550,6 +551,28 @@ BAD_BATCHES = {
     "overflow": (1, [(layout.ZERO, 1, (1 << 64) - 512, 512)], {}),
     "not an operation": (2, [(layout.OPERATION, 0, 0, b"\xc1")], {}),
     "an operation that cannot be": (2, [(layout.OPERATION, 0, 0, operations.encode(operations.Delete(999)))], {}),
+    **{
+        what: (2, [(layout.OPERATION, 0, 0, operations.encode(forged))], {})
+        for what, forged in {
+            "a restore past the end": operations.Copy("restore", 1, 2, 5, 1 << 20),
+            "a restore from before the start": operations.Copy("restore", 1, 2, -1, 2),
+            "a restore of nothing": operations.Copy("restore", 1, 2, 0, 0),
+            "a restore beyond 2**63": operations.Copy("restore", 1, 2, 1, (1 << 63) - 1),
+            "a restore from no store": operations.Copy("restore", 1, 99, 0, 1),
+            "a copy by another verb": operations.Copy("steal", 1, 2, 0, 1),
+            "zeros past the end": operations.Zero(1, 0, 1 << 20),
+            "zeros before the start": operations.Zero(1, -1, 1),
+            "zeros of nothing": operations.Zero(1, 0, 0),
+            "an odd resize": operations.Resize(1, REGION + 1),
+            "a resize to nothing": operations.Resize(1, 0),
+            "a resize below nothing": operations.Resize(1, -REGION),
+            "a resize to 2**56": operations.Resize(1, 1 << 56),
+            "a volume of an odd size": operations.AddVolume(77, "x", 5, True),
+            "a volume of no size": operations.AddVolume(77, "x", 0, True),
+            "a volume of 2**56 bytes": operations.AddVolume(77, "x", 1 << 56, True),
+            "a volume of number 2**32": operations.AddVolume(1 << 32, "x", REGION, True),
+        }.items()
+    },
     "item gap": (4, item(items.Consistent()), {"item": 1 << 40}), "item repeat": (4, item(items.Consistent()), {"item": 1}),
     "item elsewhere": (4, item(items.Consistent()), {"first_lsn": 1}), "not an item": (4, [(layout.OPERATION, 0, 0, b"\xc1")], {}),
     "copy elsewhere": (3, [(layout.ZERO, 1, 0, REGION)], {"first_lsn": 1}), "half a region": (3, [(layout.ZERO, 1, 0, 512)], {}),

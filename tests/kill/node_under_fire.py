@@ -61,7 +61,7 @@ def write(volume: pyrepl.Volume, writer: int, stamps: dict[int, int], seed: int)
         else:
             volume.submit_write(block * SIZE, stamped(block, stamp)).wait()
         say(written=[block, stamp])
-        time.sleep(0.0005)  # likewise
+        time.sleep(0.002)  # likewise
 
 
 def operate(volume: pyrepl.Volume, group: pyrepl.Group, seed: int) -> None:

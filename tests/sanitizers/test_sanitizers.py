@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 REPORTS = ("ERROR: AddressSanitizer", "runtime error:")  # not the warning that a size cannot be had: tests ask for it
 
-# Two halves of about the same length, for two cores. Not here: what measures memory (the sanitizer keeps what was freed),
+# Two halves of about the same length, for two cores. Not here: what measures memory (the sanitizer keeps freed memory),
 # and what makes loop devices (a run that is aborted would leave them behind).
 NOT_HERE = ["-m", "not device", "--deselect", "tests/core/test_device.py::test_the_pool_is_bounded"]
 HALVES = {
@@ -94,10 +94,10 @@ def reports(folder: Path) -> str:
 
 
 def build(folder: Path, *rooms: str) -> None:
-    """Builds the copy in this folder. Without pyproject.toml, which old setuptools cannot read and nothing here needs."""
+    """Builds the copy in this folder. Without pyproject.toml: old setuptools cannot read it, and it is not needed."""
     more = {"PYREPL_ROOMS": ",".join(rooms)} if rooms else {}
     done = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib=src", "--build-temp=build", "--parallel=2"],
+        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib=src", "--build-temp=build", "-j2"],
         cwd=folder, capture_output=True, text=True, check=False,
         env=environment(PYREPL_SANITIZE="address,undefined", CC="gcc", CFLAGS=" ".join(FLAGS), **more),
     )
@@ -186,7 +186,7 @@ def planted(sanitized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestTheTestSees:
-    """Faults that are planted: each must be reported, by the flags, options and places that the suite above relies on."""
+    """Faults that are planted: each must be reported, by the flags and options that the suite above relies on."""
 
     def run(self, folder: Path, **fault: str) -> tuple[int, str]:
         done = subprocess.run([sys.executable, "-c", "import pyrepl._core.buffers"], capture_output=True, text=True,

@@ -12,6 +12,7 @@ from pyrepl.errors import Corrupt, DeviceError, NotFound
 
 if TYPE_CHECKING:
     from pyrepl._core.device import Device
+    from pyrepl.inspection import Finding, Verdict
 
 
 @click.group()
@@ -25,14 +26,21 @@ def journal() -> None:
 
 
 def _open(path: str) -> Device:
+    from pyrepl._core import layout
     from pyrepl._core.device import FileDevice
 
     if not os.path.exists(path):
         raise NotFound(f"there is no {path}", path=path)
     try:
-        return FileDevice(path, writable=False, exclusive=False)
+        device = FileDevice(path, writable=False, exclusive=False)
     except OSError as error:
-        raise DeviceError(f"{path} cannot be read: {error}", path=path) from error
+        raise DeviceError(
+            f"{path} cannot be read: {error.strerror}: give a journal's device or file", path=path
+        ) from error
+    if device.size < 2 * layout.BLOCK:
+        device.close()
+        raise Corrupt(f"{path} holds no pyrepl journal: it is {os.path.getsize(path)} bytes long", path=path)
+    return device
 
 
 def _out(value: object) -> None:
@@ -61,7 +69,10 @@ def dump(path: str, as_json: bool) -> None:
         told = inspection.summary(found, checkpoint)
         records = (inspection.describe(position, record) for position, record in inspection.records(found, checkpoint))
         if as_json:
-            _out({"schema": 1, "path": path, **told, "records": list(records)})
+            listed, verdict = list(records), inspection.check(device)
+            _out({"schema": 1, "path": path, **told, "records": listed,
+                  "end_position": verdict.end_position, "end_reason": verdict.end_reason or None,
+                  "findings": _findings(verdict)})
             return
         block, newest = told["superblock"], told["checkpoint"]
         click.echo(
@@ -73,6 +84,18 @@ def dump(path: str, as_json: bool) -> None:
         )
         for one in records:
             click.echo(_line(one))
+        verdict = inspection.check(device)
+        click.echo(f"the log ends at {verdict.end_position} ({verdict.end_reason or 'its end'})")
+        for finding in verdict.findings:
+            click.echo(f"{_weight(finding)}: {finding.text}", err=True)
+
+
+def _weight(finding: Finding) -> str:
+    return "corrupt" if finding.fatal else "damaged"
+
+
+def _findings(verdict: Verdict) -> list[dict[str, Any]]:
+    return [{"text": finding.text, "fatal": finding.fatal} for finding in verdict.findings]
 
 
 def _line(one: dict[str, Any]) -> str:
@@ -122,7 +145,7 @@ def check(ctx: click.Context, path: str, as_json: bool) -> None:
                 "schema": 1,
                 "path": path,
                 "sound": not verdict.findings,
-                "findings": [{"text": finding.text, "fatal": finding.fatal} for finding in verdict.findings],
+                "findings": _findings(verdict),
                 "records": verdict.records,
                 "bytes": verdict.bytes,
                 "end_position": verdict.end_position,
@@ -132,7 +155,7 @@ def check(ctx: click.Context, path: str, as_json: bool) -> None:
         )
     else:
         for finding in verdict.findings:
-            click.echo(("corrupt: " if finding.fatal else "damaged: ") + finding.text)
+            click.echo(f"{_weight(finding)}: {finding.text}")
         if not verdict.findings:
             click.echo(
                 f"sound: {verdict.records} records, {verdict.bytes} bytes, the log ends at {verdict.end_position} "
