@@ -95,6 +95,7 @@ def settle(group: pyrepl.Group) -> None:
     lsn = group.flush()
     group.wait(lsn)
     group.wait(lsn, where="second", timeout=600)
+    group.link("second").wait_synced(timeout=600)  # nothing is copied any more: a full journal folds
 
 
 @click.group()

@@ -503,6 +503,9 @@ class Site:
     def _receive_operation(self, head: memoryview, payload: memoryview, operation: Operation, lsn: int) -> int:
         operation.check(self.end.catalog)
         effects = operation.effects(self.region_size)
+        catalog = self.end.catalog.copy()
+        operation.apply(catalog)
+        operations.judge(effects, catalog, self.region_size)
         self._reserve([e for e in effects if isinstance(e, Resized)], {}, {})
         _, after = self.window.append_received(head, payload, blocks=operation.blocks)
         self.end.take_operation(operation, lsn)

@@ -173,6 +173,18 @@ def test_operation_record_holds_no_volume_data(journal: str) -> None:
     assert all(record["payload_bytes"] <= 4096 for record in records if record["kind"] == "operation")
 
 
+def test_dump_says_where_and_why_it_ends(tmp_path: Path) -> None:
+    path = crashed(tmp_path)
+    told = json.loads(run("journal", "dump", path, "--json").output)
+    assert told["end_reason"] and told["findings"] == []
+    assert f"the log ends at {told['end_position']} ({told['end_reason']})" in run("journal", "dump", path).output
+    block = told["superblock"]
+    hurt = told["records"][2]["position"]
+    flip(path, block["log_offset"] + hurt % block["log_size"] + 10)
+    done = run("journal", "dump", path)
+    assert f"the log ends at {hurt}" in done.output and "corrupt: the log is damaged at" in done.output
+
+
 def test_dump_as_text(journal: str) -> None:
     result = run("journal", "dump", journal)
     assert result.exit_code == 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from pyrepl.errors import UsageError
-from pyrepl.operations.base import Copied, Created, Deleted, Effect, Resized
+from pyrepl.operations.base import Copied, Created, Deleted, Effect, Resized, judge
 from pyrepl.operations.copies import Copy, Zero, copy_range, refresh, restore, synchronize, zero
 from pyrepl.operations.marks import Mark, mark
 from pyrepl.operations.snapshots import Clone, Snapshot, clone, snapshot
@@ -60,6 +60,7 @@ __all__ = [
     "decode",
     "delete",
     "encode",
+    "judge",
     "mark",
     "refresh",
     "remove_volume",

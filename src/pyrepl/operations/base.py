@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pyrepl.catalog import Catalog, Store, whole
+from pyrepl.catalog import Catalog, Store, check_size, whole
 from pyrepl.errors import UsageError
 
 
@@ -69,6 +69,31 @@ def scope(
             raise UsageError(f"the range of {length} bytes from {offset} ends outside {store.name!r}, "
                              f"which is {store.size} bytes long", store=store.name, offset=offset, length=length)
     return offset // region_size, length // region_size
+
+
+def judge(effects: list[Effect], after: Catalog, region_size: int) -> None:
+    """Admission at a secondary: what the constructors promise of sizes and ranges holds for an operation that arrived.
+    One that does not could not be performed, and stands in the journal for ever.
+
+    Args:
+        after: the catalog with the operation applied.
+
+    Raises:
+        UsageError, NotFound: the text says what cannot be.
+    """
+    for effect in effects:
+        match effect:
+            case Created(store) | Resized(store):
+                if not 0 < store < 1 << 32:
+                    raise UsageError(f"a store cannot have the number {store}", store=store)
+                check_size(after[store].size, region_size)
+            case Copied(target, source, first, count):
+                for store in (target, source) if source else (target,):
+                    regions = after[store].size // region_size
+                    if first < 0 or count <= 0 or first > regions or count > regions - first:
+                        raise UsageError(f"{count} regions from {first} are not inside store {store} of {regions}")
+            case Deleted():
+                pass
 
 
 def put_size(catalog: Catalog, store_id: int, size: int) -> None:

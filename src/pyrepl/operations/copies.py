@@ -33,10 +33,8 @@ class Copy(msgspec.Struct, frozen=True, tag="copy", tag_field="op", forbid_unkno
 
     def check(self, catalog: Catalog) -> None:
         """Admission at a secondary."""
-        target, source = catalog[self.target], catalog[self.source]
         if self.verb not in ("restore", "refresh", "synchronize", "copy-range") or self.count <= 0 or self.first < 0:
             raise UsageError(f"not a copy: {self.verb!r} of {self.count} regions from {self.first}")
-        del target, source
 
     def apply(self, catalog: Catalog) -> None:
         """Changes no catalog."""
