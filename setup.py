@@ -16,7 +16,9 @@ if SANITIZE:
     cflags += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer", "-O1"]
     ldflags += [f"-fsanitize={SANITIZE}"]
 
-ROOMS = {  # room: the C files behind it, in the order in which they may use each other
+WINDOW = ["crc32c", "batch", "buffers", "device", "window", "window_stores", "window_index", "window_append",
+          "window_commit", "window_read", "window_parked"]
+ROOMS = {  # room: the C files behind it; each may use those before it, and the window's each other
     "layout": [],
     "crc32c": ["crc32c"],
     "regions": ["regions"],
@@ -25,10 +27,12 @@ ROOMS = {  # room: the C files behind it, in the order in which they may use eac
     "device": ["buffers", "device", "device_file", "device_uring", "device_threads"],
     "batch": ["crc32c", "batch"],
     "stores": ["sources", "buffers", "device", "stores"],
-    "window": ["crc32c", "batch", "buffers", "device", "window"],
-    "view": ["crc32c", "batch", "buffers", "sources", "device", "stores", "window", "view"],
-    "epoch": ["crc32c", "batch", "buffers", "sources", "device", "stores", "window", "plan", "epoch"],
-    "pump": ["crc32c", "regions", "batch", "buffers", "sources", "device", "stores", "window", "view", "pump"],
+    "window": WINDOW,
+    "stream": [*WINDOW, "stream"],
+    "view": [*WINDOW, "sources", "stores", "view"],
+    "epoch": [*WINDOW, "sources", "stores", "plan", "epoch"],
+    "nbdio": [*WINDOW, "sources", "stores", "view", "nbdio"],
+    "pump": [*WINDOW, "regions", "sources", "stores", "view", "pump"],
 }
 
 SOURCES = [f"src/_core/{name}" for name in sorted(os.listdir("src/_core")) if name.endswith((".c", ".h"))]

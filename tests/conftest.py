@@ -7,6 +7,7 @@ reason, and counted by pytest.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,10 @@ import pytest
 
 MIB = 1 << 20
 
+# Where these are set pytest tells a failed comparison in full: for the contents of two volumes that is a diff that takes hours.
+for _variable in ("CI", "BUILD_NUMBER"):
+    os.environ.pop(_variable, None)
+
 
 def _no_loop() -> str:
     """Why loop devices cannot be made here; empty if they can."""
@@ -28,13 +33,33 @@ def _no_loop() -> str:
     return ""
 
 
+def pytest_configure() -> None:
+    """A shell ignores SIGINT in what it starts in the background, and so would everything that a test starts and interrupts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_report_header() -> list[str]:
     """What this run exercises."""
     from pyrepl._core import crc32c, device
+    from tests.support import clients
 
     engine, why = device.probe()
+    lacking = ", ".join(clients.missing())
     return [f"pyrepl: engine {engine}{f' ({why})' if why else ''}, crc32c {crc32c.chosen()}, "
-            f"loop devices {_no_loop() or 'yes'}, {'root' if os.geteuid() == 0 else 'not root'}"]
+            f"loop devices {_no_loop() or 'yes'}, {'root' if os.geteuid() == 0 else 'not root'}, "
+            f"foreign clients {f'without {lacking}' if lacking else 'all'}"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also the long forms of tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="a long form: run with --long"))
 
 
 @pytest.fixture

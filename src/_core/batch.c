@@ -90,7 +90,8 @@ static int judge_fields(const struct pr_travel *travel, uint32_t alignment)
     if (travel->kind <= PR_BATCH_OPERATION ? travel->item || travel->read_end || !travel->first_lsn
                                            : !travel->item || travel->previous || (whole && travel->read_end))
         return PR_BAD_RECORD;
-    if (travel->first_lsn > (uint64_t)INT64_MAX - travel->count || travel->read_end > INT64_MAX)
+    if (travel->first_lsn > (uint64_t)INT64_MAX - travel->count || travel->read_end > INT64_MAX
+        || travel->time_ns > INT64_MAX || (travel->kind > PR_BATCH_OPERATION && travel->time_ns))
         return PR_BAD_RECORD;
     return PR_GOOD;
 }

@@ -25,7 +25,7 @@ cdef extern from "batch.h" nogil:
         uint8_t generation[16]
         uint64_t first_lsn
         uint32_t count, payload_length
-        uint64_t previous, item, read_end
+        uint64_t previous, item, read_end, time_ns
         uint32_t crc
     struct pr_record:
         uint8_t kind
@@ -86,6 +86,7 @@ class Head(NamedTuple):
     previous: int
     item: int
     read_end: int
+    time_ns: int
     crc: int
 
 
@@ -123,7 +124,7 @@ def head_length(uint32_t count):
 
 
 def encode(uint8_t kind, list records not None, *, bytes group not None, bytes generation not None, uint64_t first_lsn,
-           uint32_t alignment, uint64_t previous=0, uint64_t item=0, uint64_t read_end=0):
+           uint32_t alignment, uint64_t previous=0, uint64_t item=0, uint64_t read_end=0, uint64_t time_ns=0):
     cdef const uint8_t *sources[122]  # PR_MAX_RECORDS; the check below says if that changes
     cdef pr_record descriptors[122]
     cdef tuple own = tuple(records)  # its length stays what is checked, whatever the items do
@@ -163,6 +164,7 @@ def encode(uint8_t kind, list records not None, *, bytes group not None, bytes g
     memcpy(travel.group, <const char *>group, 16)
     memcpy(travel.generation, <const char *>generation, 16)
     travel.first_lsn, travel.previous, travel.item, travel.read_end = first_lsn, previous, item, read_end
+    travel.time_ns = time_ns
     record = <pr_record *>(travel + 1)
     memcpy(record, descriptors, count * sizeof(pr_record))
     with nogil:
@@ -250,7 +252,7 @@ def head(const uint8_t[::1] data not None):
     _head_bytes(data)
     cdef const pr_travel *t = <const pr_travel *>&data[0]
     return Head(t.kind, (<const char *>t.group)[:16], (<const char *>t.generation)[:16], t.first_lsn, t.count,
-                t.payload_length, t.previous, t.item, t.read_end, t.crc)
+                t.payload_length, t.previous, t.item, t.read_end, t.time_ns, t.crc)
 
 
 def local(const uint8_t[::1] data not None):

@@ -36,6 +36,9 @@ typedef struct pr_device pr_device;
 struct pr_device {
     int (*perform)(pr_device *device, pr_io *ios, uint32_t count);
     int (*flush)(pr_device *device);
+    /* Optional. Whether [offset, offset + *length) begins with a hole, which reads as zeros and takes no space (1), or
+     * with what was written (0); *length becomes how far that goes. */
+    int (*hole)(pr_device *device, uint64_t offset, uint64_t *length);
     void *self;                         /* the implementation's */
     uint64_t size;                      /* bytes; a file may grow (stores_resize sets it) */
     uint32_t sector;                    /* 512 or 4096 */
@@ -49,6 +52,11 @@ struct pr_device {
 int pr_device_perform(pr_device *device, pr_io *ios, uint32_t count);
 /* Flushes if anything was written since the last flush began; marks the device failed if the flush fails. */
 int pr_device_flush(pr_device *device);
+/* See pr_device.hole; 0 for a device that does not know. */
+static inline int pr_device_hole(pr_device *device, uint64_t offset, uint64_t *length)
+{
+    return device->hole ? device->hole(device, offset, length) : 0;
+}
 int pr_device_read(pr_device *device, uint64_t offset, void *buffer, uint64_t length);
 int pr_device_write(pr_device *device, uint64_t offset, const void *buffer, uint64_t length, int flags);
 

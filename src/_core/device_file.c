@@ -136,6 +136,7 @@ static int open_locked(struct file *file, const char *path, int flags, const cha
 
 static int perform(pr_device *device, pr_io *ios, uint32_t count);
 static int flush(pr_device *device);
+static int hole(pr_device *device, uint64_t offset, uint64_t *length);
 
 int pr_file_open(pr_device *device, const char *path, int flags, int engine, uint32_t depth, const char **why)
 {
@@ -168,6 +169,7 @@ int pr_file_open(pr_device *device, const char *path, int flags, int engine, uin
     device->self = file;
     device->perform = perform;
     device->flush = flush;
+    device->hole = file->block ? NULL : hole;
     return 0;
 }
 
@@ -214,6 +216,25 @@ void pr_file_free(pr_device *device)
 }
 
 int pr_file_engine(const pr_device *device) { return ((const struct file *)device->self)->engine; }
+
+/* The file system knows where a sparse file has holes; one that does not know says that all is data. */
+static int hole(pr_device *device, uint64_t offset, uint64_t *length)
+{
+    struct file *file = device->self;
+    if (!enter(file))
+        return 0;
+    const off_t from = (off_t)offset;
+    off_t data = lseek(file->fd, from, SEEK_DATA), end = -1;
+    const bool none = data < 0 && errno == ENXIO;               /* from here on there is nothing but a hole */
+    if (data == from)
+        end = lseek(file->fd, from, SEEK_HOLE);
+    leave(file);
+    if (data > from)
+        end = data;
+    if (end > from && (uint64_t)(end - from) < *length)
+        *length = (uint64_t)(end - from);
+    return none || data > from;
+}
 
 /* ---- one I/O --------------------------------------------------------------------------------------------------- */
 

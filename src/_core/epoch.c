@@ -417,7 +417,13 @@ int pr_epoch_plan_move(pr_epoch *epoch, uint32_t slot, uint64_t start, uint64_t 
     return plan_sorted(epoch, epoch->touches, epoch->touch_list.count);
 }
 
-int pr_epoch_plan_vacate(pr_epoch *epoch, uint32_t slot, uint64_t start, uint64_t most, uint64_t *next)
+/* A store that only this site knows: it does not last, so nothing is moved for its sake. */
+static bool is_local(const pr_stores *stores, uint32_t slot)
+{
+    return stores->slots[slot]->id >= PR_FIRST_LOCAL;
+}
+
+int pr_epoch_plan_vacate(pr_epoch *epoch, uint32_t slot, uint64_t start, uint64_t most, bool local, uint64_t *next)
 {
     pr_stores *stores = epoch->stores;
     uint64_t at = start, end = 0;
@@ -430,10 +436,10 @@ int pr_epoch_plan_vacate(pr_epoch *epoch, uint32_t slot, uint64_t start, uint64_
     }
     most = least(most, MOST_REGIONS);
     while (epoch->touch_list.count < most && at < end) {
-        uint64_t first = end, run = 0;          /* the first run that any other store shows from here */
+        uint64_t first = end, run = 0;          /* the first run that others show from here */
         for (uint32_t i = 0; i < stores->live_count; i++) {
             uint64_t where = 0, n = 0;
-            if (stores->live[i] != slot)
+            if (stores->live[i] != slot && (local || slot == stores->scratch || !is_local(stores, stores->live[i])))
                 n = pr_sources_find(stores->slots[stores->live[i]]->map, at, (uint16_t)slot, 1, most, &where);
             if (n && where < first) {
                 first = where;

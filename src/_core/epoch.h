@@ -65,7 +65,8 @@ int pr_epoch_gather(pr_epoch *epoch, uint64_t position, uint64_t limit_position,
 int pr_epoch_plan(pr_epoch *epoch);                              /* the number of stages; so the next three */
 int pr_epoch_plan_touches(pr_epoch *epoch, pr_touch *touches, size_t count);
 int pr_epoch_plan_move(pr_epoch *epoch, uint32_t slot, uint64_t start, uint64_t most, uint64_t *next);
-int pr_epoch_plan_vacate(pr_epoch *epoch, uint32_t slot, uint64_t start, uint64_t most, uint64_t *next);
+/* Of a deleted store's device: what only stores of this site show from it (PR_FIRST_LOCAL) if local; of the scratch: all. */
+int pr_epoch_plan_vacate(pr_epoch *epoch, uint32_t slot, uint64_t start, uint64_t most, bool local, uint64_t *next);
 const pr_stage *pr_epoch_stage(pr_epoch *epoch, uint32_t stage); /* NULL: no such stage */
 int64_t pr_epoch_copy(pr_epoch *epoch, uint32_t stage);          /* bytes written */
 int pr_epoch_repoint(pr_epoch *epoch, uint32_t stage);           /* -EINVAL: not the next one */

@@ -50,7 +50,7 @@ cdef extern from "epoch.h" nogil:
     int pr_epoch_plan(pr_epoch *epoch)
     int pr_epoch_plan_touches(pr_epoch *epoch, pr_touch *touches, size_t count)
     int pr_epoch_plan_move(pr_epoch *epoch, uint32_t slot, uint64_t start, uint64_t most, uint64_t *next)
-    int pr_epoch_plan_vacate(pr_epoch *epoch, uint32_t slot, uint64_t start, uint64_t most, uint64_t *next)
+    int pr_epoch_plan_vacate(pr_epoch *epoch, uint32_t slot, uint64_t start, uint64_t most, bint local, uint64_t *next)
     const pr_stage *pr_epoch_stage(pr_epoch *epoch, uint32_t stage)
     int64_t pr_epoch_copy(pr_epoch *epoch, uint32_t stage)
     int pr_epoch_repoint(pr_epoch *epoch, uint32_t stage)
@@ -156,11 +156,11 @@ cdef class Epoch:
             self.fault(code, f"move slot {slot}")
         return code, following
 
-    def plan_vacate(self, uint32_t slot, uint64_t start, uint64_t most):
+    def plan_vacate(self, uint32_t slot, uint64_t start, uint64_t most, bint local=False):
         cdef uint64_t following = start
         cdef int code
         with nogil:
-            code = pr_epoch_plan_vacate(self.ptr, slot, start, most, &following)
+            code = pr_epoch_plan_vacate(self.ptr, slot, start, most, local, &following)
         if code < 0:
             self.fault(code, f"vacate slot {slot}")
         return code, following

@@ -35,6 +35,7 @@
 #define PR_MAX_UNFLUSHED (16u << 20)    /* the log is made durable at least this often: bounds the search for corruption */
 #define PR_MAX_STORES 1024u             /* stores of a group, hidden ones included */
 #define PR_MAX_REGION (1u << 20)        /* largest region size; the smallest is PR_BLOCK */
+#define PR_FIRST_LOCAL (1u << 31)       /* stores from this id on are of one site alone: they never travel */
 
 #define PR_SOURCE_ZERO 0u               /* in a source map: this region reads as zeros, no device holds it */
 
@@ -119,7 +120,8 @@ struct pr_travel {                      /* 128 bytes: the same at every site */
     uint64_t previous;                  /* digest of the batch of events before in this lineage, 0: none */
     uint64_t item;                      /* of an item: its number in the stream of this link, from 1; of events: 0 */
     uint64_t read_end;                  /* of copied regions: the LSN at which reading them ended, else 0 */
-    uint8_t reserved[44];
+    uint64_t time_ns;                   /* of events: when the primary closed the batch, ns since 1970; 0: not known */
+    uint8_t reserved[36];
     uint32_t crc;                       /* CRC32C of all bytes before, then of the descriptors */
 };
 #define PR_TRAVEL_MAGIC 0x31425250u     /* "PRB1" */

@@ -81,6 +81,7 @@ cdef extern from *:
         F(pr_travel, previous, uint64_t),
         F(pr_travel, item, uint64_t),
         F(pr_travel, read_end, uint64_t),
+        F(pr_travel, time_ns, uint64_t),
         F(pr_travel, reserved, uint8_t),
         F(pr_travel, crc, uint32_t),
         {0}};
@@ -132,6 +133,7 @@ cdef extern from *:
     const uint64_t PR_MAX_UNFLUSHED
     const uint64_t PR_MAX_STORES
     const uint64_t PR_MAX_REGION
+    const uint64_t PR_FIRST_LOCAL
     const uint64_t PR_SOURCE_ZERO
     const uint64_t PR_LOCAL_MAGIC
     const uint64_t PR_TRAVEL_MAGIC
@@ -159,6 +161,7 @@ MAX_NOTE = PR_MAX_NOTE
 MAX_UNFLUSHED = PR_MAX_UNFLUSHED
 MAX_STORES = PR_MAX_STORES
 MAX_REGION = PR_MAX_REGION
+FIRST_LOCAL = PR_FIRST_LOCAL
 SOURCE_ZERO = PR_SOURCE_ZERO
 LOCAL_MAGIC = PR_LOCAL_MAGIC
 TRAVEL_MAGIC = PR_TRAVEL_MAGIC

@@ -210,6 +210,16 @@ static uint64_t differing(uintptr_t a, uintptr_t b, uint64_t at, uint64_t n)
     return count_differing(page_of(a)->value + at, page_of(b)->value + at, n);
 }
 
+uint64_t pr_sources_differing(const pr_sources *a, const pr_sources *b, uint64_t first, uint64_t n)
+{
+    uint64_t total = 0;
+    for (uint64_t part; n; first += part, n -= part) {
+        part = least(n, PAGE - first % PAGE);
+        total += differing(a->table[first / PAGE], b->table[first / PAGE], first % PAGE, part);
+    }
+    return total;
+}
+
 int pr_sources_copy(pr_sources *target, const pr_sources *source, uint64_t first, uint64_t n, uint64_t *changed)
 {
     uint64_t different = 0, total = 0;

@@ -17,6 +17,8 @@ uint64_t pr_sources_size(const pr_sources *map);
 int pr_sources_resize(pr_sources *map, uint64_t count, uint16_t source); /* what is added shows `source` */
 uint16_t pr_sources_get(const pr_sources *map, uint64_t region);
 int pr_sources_set(pr_sources *map, uint64_t first, uint64_t n, uint16_t source);      /* 0, -ENOMEM */
+/* In how many regions of [first, first + n) two maps differ. */
+uint64_t pr_sources_differing(const pr_sources *a, const pr_sources *b, uint64_t first, uint64_t n);
 /* target[first, first + n) = source[first, first + n); *changed counts the regions whose value became another
  * (NULL: not counted, which is quicker where whole pages differ). */
 int pr_sources_copy(pr_sources *target, const pr_sources *source, uint64_t first, uint64_t n, uint64_t *changed);

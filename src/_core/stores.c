@@ -196,29 +196,54 @@ static void bump(pr_stores *stores, pr_store *store, uint64_t first, uint64_t n)
                                   memory_order_release);
 }
 
-int pr_stores_copy(pr_stores *stores, uint32_t target_slot, uint32_t source_slot, uint64_t first, uint64_t n,
-                   uint64_t *changed)
+/* Both stores are there (source slot 0: zeros) and have these regions. */
+static int check_range(const pr_store *target, const pr_store *source, uint32_t source_slot, uint64_t first, uint64_t n)
 {
-    pr_store *target = live_at(stores, target_slot), *source = live_at(stores, source_slot);
-    *changed = 0;
     if (!target || (source_slot && !source))
         return -ENOENT;
     uint64_t size = pr_sources_size(target->map);
     if (source && pr_sources_size(source->map) < size)
         size = pr_sources_size(source->map);
-    if (n > size || first > size - n)
-        return -ERANGE;
-    int code;
+    return n > size || first > size - n ? -ERANGE : 0;
+}
+
+static uint64_t count_not_zero(const pr_sources *map, uint64_t first, uint64_t n)
+{
+    uint64_t at = first, found, where, count = 0;
+    while (at < first + n && (found = pr_sources_find(map, at, 0, 0, first + n - at, &where)) && where < first + n) {
+        count += found < first + n - where ? found : first + n - where;
+        at = where + found;
+    }
+    return count;
+}
+
+int pr_stores_differing(pr_stores *stores, uint32_t target_slot, uint32_t source_slot, uint64_t first, uint64_t n,
+                        uint64_t *count)
+{
+    *count = 0;
+    pthread_rwlock_rdlock(&stores->lock);
+    const pr_store *target = live_at(stores, target_slot), *source = live_at(stores, source_slot);
+    int code = check_range(target, source, source_slot, first, n);
+    if (!code)
+        *count = source ? pr_sources_differing(target->map, source->map, first, n)
+                        : count_not_zero(target->map, first, n);
+    pthread_rwlock_unlock(&stores->lock);
+    return code;
+}
+
+int pr_stores_copy(pr_stores *stores, uint32_t target_slot, uint32_t source_slot, uint64_t first, uint64_t n,
+                   uint64_t *changed)
+{
+    pr_store *target = live_at(stores, target_slot), *source = live_at(stores, source_slot);
+    *changed = 0;
+    int code = check_range(target, source, source_slot, first, n);
+    if (code)
+        return code;
     pthread_rwlock_wrlock(&stores->lock);
     if (source) {
         code = pr_sources_copy(target->map, source->map, first, n, changed);
     } else {
-        uint64_t at = first, found, where;
-        while (at < first + n && (found = pr_sources_find(target->map, at, 0, 0, first + n - at, &where))
-               && where < first + n) {
-            *changed += found < first + n - where ? found : first + n - where;
-            at = where + found;
-        }
+        *changed = count_not_zero(target->map, first, n);
         code = pr_sources_set(target->map, first, n, PR_SOURCE_ZERO);
     }
     bump(stores, target, first, n);

@@ -34,6 +34,7 @@ typedef struct pr_stores {
     uint32_t live_count;
     uint32_t scratch;                   /* slot of the hidden scratch device, 0: none */
     _Atomic uint32_t counters[PR_COUNTERS];  /* by hash of (slot, region): re-pointed that often */
+    _Atomic uint32_t phase, readers[2]; /* see pr_stores_enter */
 } pr_stores;
 
 typedef struct pr_extent { uint32_t slot; uint64_t offset, length; } pr_extent;  /* slot 0: zeros */
@@ -47,6 +48,10 @@ int pr_stores_remove(pr_stores *stores, uint32_t slot);        /* -EBUSY: still 
 pr_store *pr_stores_find(pr_stores *stores, uint32_t id);      /* NULL: no such live store */
 /* How many regions of this slot's device other stores show (0: free). Stops counting at `most`. */
 uint64_t pr_stores_shown(pr_stores *stores, uint32_t slot, uint64_t most);
+/* In how many regions of a range two stores' maps differ (source slot 0: where the target does not show zeros), which
+ * is what a copy over it would change. */
+int pr_stores_differing(pr_stores *stores, uint32_t target_slot, uint32_t source_slot, uint64_t first, uint64_t n,
+                        uint64_t *count);
 /* map(target)[first, +n) = map(source)[first, +n) (source 0: zeros). *changed: regions whose content may have become another. */
 int pr_stores_copy(pr_stores *stores, uint32_t target_slot, uint32_t source_slot, uint64_t first, uint64_t n, uint64_t *changed);
 int pr_stores_resize(pr_stores *stores, uint32_t slot, uint64_t size);         /* what is added shows zeros */
@@ -62,6 +67,30 @@ int pr_stores_set_scratch(pr_stores *stores, uint32_t slot);
 int pr_stores_set_map(pr_stores *stores, uint32_t slot, pr_sources *map);
 /* Flushes every device that was written since its last flush. The slot that failed in *failed. */
 int pr_stores_flush(pr_stores *stores, uint32_t *failed);
+
+/* A device that has left the table is freed when nobody can still hold its pointer: who reads without the interpreter's lock
+ * enters first. Readers count in the phase that they entered in; the owner of the table changes the phase when nobody is left
+ * in the other, and then frees what left the table before the last change. */
+static inline uint32_t pr_stores_enter(pr_stores *stores)
+{
+    for (;;) {
+        uint32_t phase = atomic_load(&stores->phase);
+        atomic_fetch_add(&stores->readers[phase], 1);
+        if (atomic_load(&stores->phase) == phase)
+            return phase;
+        atomic_fetch_sub(&stores->readers[phase], 1);
+    }
+}
+static inline void pr_stores_leave(pr_stores *stores, uint32_t phase) { atomic_fetch_sub(&stores->readers[phase], 1); }
+/* 1: the phase was changed, and what left the table in the phase that begins now may be freed first. 0: not yet. */
+static inline int pr_stores_turn(pr_stores *stores)
+{
+    uint32_t phase = atomic_load(&stores->phase);
+    if (atomic_load(&stores->readers[1 - phase]))
+        return 0;
+    atomic_store(&stores->phase, 1 - phase);
+    return 1;
+}
 
 static inline uint64_t pr_stores_regions(const pr_stores *stores, uint64_t size)
 {

@@ -48,6 +48,8 @@ cdef extern from "stores.h" nogil:
     int pr_stores_drop_map(pr_stores *stores, uint32_t slot)
     int pr_stores_remove(pr_stores *stores, uint32_t slot)
     uint64_t pr_stores_shown(pr_stores *stores, uint32_t slot, uint64_t most)
+    int pr_stores_differing(pr_stores *stores, uint32_t target, uint32_t source, uint64_t first, uint64_t n,
+                            uint64_t *count)
     int pr_stores_copy(pr_stores *stores, uint32_t target, uint32_t source, uint64_t first, uint64_t n,
                        uint64_t *changed)
     int pr_stores_resize(pr_stores *stores, uint32_t slot, uint64_t size)
@@ -58,6 +60,7 @@ cdef extern from "stores.h" nogil:
     int pr_stores_resolve(pr_stores *stores, uint32_t id, uint64_t offset, uint64_t length, pr_extent *extents,
                           uint32_t most, uint64_t *covered, uint64_t *version)
     uint64_t pr_stores_version(pr_stores *stores, uint32_t id, uint64_t offset, uint64_t length)
+    int pr_stores_turn(pr_stores *stores)
 
 
 cdef extern from *:
@@ -90,6 +93,8 @@ cdef class Stores:
     def __cinit__(self):
         self.ptr = NULL
         self.devices = {}
+        self.gone = []
+        self.going = []
 
     def __init__(self, *, uint32_t region_size, uint32_t alignment):
         if self.ptr != NULL:
@@ -151,7 +156,9 @@ cdef class Stores:
             code = pr_stores_remove(self.ptr, slot)
         if code < 0:
             misuse(code, f"slot {slot} is shown by a store" if code == -EBUSY else f"no device in slot {slot}")
-        del self.devices[slot]
+        self.gone.append(self.devices.pop(slot))
+        if pr_stores_turn(self.ptr):
+            self.going, self.gone = self.gone, []   # frees what nobody can read any more
 
     def device(self, slot):
         return self.devices[slot]
@@ -191,6 +198,17 @@ cdef class Stores:
         if code < 0:
             misuse(code, f"slot {target} or {source} holds no live store")
         return changed
+
+    def differing(self, uint32_t target, uint32_t source, uint64_t first, uint64_t count):
+        cdef uint64_t regions = 0
+        cdef int code
+        with nogil:
+            code = pr_stores_differing(self.ptr, target, source, first, count, &regions)
+        if code == -ERANGE:
+            raise ValueError(f"regions {first} + {count} are outside the store in slot {target} or {source}")
+        if code < 0:
+            misuse(code, f"slot {target} or {source} holds no live store")
+        return regions
 
     def resize(self, uint32_t slot, uint64_t size):
         cdef int code

@@ -8,15 +8,19 @@
  *   read_version   read; the source alone is not enough, it may have gone away and come back.
  *
  * An error of a device counts only then, too: the region may have been moved away from it.
+ *
+ * What reads as zeros is told in the same order: window first, for what is applied after that look is in the map.
  */
 #include "view.h"
 #include "batch.h"
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define BLOCKS (PR_MAX_PAYLOAD / 512)   /* of one call, at the smallest alignment */
 #define IOS 256u                        /* I/Os that are issued together */
 #define EXTENTS 64u                     /* asked of the map at a time */
+#define LOOKS 8                         /* at a map that changes, before what it shows is called data */
 
 struct reading {
     pr_window *window;
@@ -175,4 +179,113 @@ int pr_view_read(pr_window *window, pr_stores *stores, uint32_t id, uint64_t off
         done += run.length;
     }
     return 0;
+}
+
+/* ---- writes that are not aligned ---- */
+
+void pr_view_edges(const pr_stores *stores, uint64_t offset, uint64_t length, pr_edges *edges)
+{
+    const uint64_t unit = stores->alignment;
+    edges->first = offset / unit * unit;
+    edges->end = pr_align(offset + length, unit);
+    edges->count = 0;
+}
+
+void pr_view_release(pr_window *window, const pr_stores *stores, uint32_t id, pr_edges *edges)
+{
+    while (edges->count)
+        pr_window_unhold(window, id, edges->held[--edges->count], stores->alignment);
+}
+
+int pr_view_merge(pr_window *window, pr_stores *stores, uint32_t id, uint64_t offset, const uint8_t *data, uint64_t length,
+                  pr_edges *edges, uint8_t *merged, int64_t timeout, pr_device **bad)
+{
+    const uint64_t unit = stores->alignment, last = edges->end - unit;
+    const bool head = offset != edges->first, tail = offset + length != edges->end;
+    const uint64_t wanted[2] = { head ? edges->first : last, last };
+    const uint32_t count = (uint32_t)head + (tail && !(head && last == edges->first));
+    int code = 0;
+    *bad = NULL;
+    for (uint32_t i = 0; i < count && !code; i++) {     /* ascending, everywhere: two writers cannot wait for each other */
+        code = pr_window_hold(window, id, wanted[i], unit, false, timeout);
+        if (!code)
+            edges->held[edges->count++] = wanted[i];
+    }
+    for (uint32_t i = 0; i < count && !code; i++) {
+        pr_run run = { wanted[i], unit };
+        code = pr_view_read_runs(window, stores, id, &run, 1, merged + (wanted[i] - edges->first), bad);
+    }
+    if (code) {
+        pr_view_release(window, stores, id, edges);
+        return code;
+    }
+    memcpy(merged + (offset - edges->first), data, length);
+    return 0;
+}
+
+/* ---- what reads as zeros ---- */
+
+/* One more run, part of the one before if they are alike; false: there is no room for it. */
+static bool run_add(pr_allocation *runs, uint32_t *count, uint32_t most, uint64_t length, bool zero)
+{
+    if (*count && runs[*count - 1].zero == zero) {
+        runs[*count - 1].length += length;
+        return true;
+    }
+    if (*count == most)
+        return false;
+    runs[(*count)++] = (pr_allocation){ length, zero };
+    return true;
+}
+
+/* Whether what begins at `at` takes no space; *end comes nearer, to where that changes or may change. 1, 0 or -errno. */
+static int is_hole(pr_stores *stores, uint32_t id, uint64_t at, uint64_t *end)
+{
+    const uint64_t region = stores->region_size, next = (at / region + 1) * region;
+    for (int look = 0;; look++) {
+        const uint64_t version = pr_stores_version(stores, id, at, 1);  /* before the map is looked at, as for a read */
+        uint64_t length, ignored;
+        pr_extent extent;
+        int code = pr_stores_resolve(stores, id, at, *end - at, &extent, 1, &length, &ignored);
+        if (code < 0)
+            return code;
+        pthread_rwlock_rdlock(&stores->lock);
+        pr_store *store = extent.slot == PR_SOURCE_ZERO ? NULL : stores->slots[extent.slot];
+        pr_device *device = store ? store->device : NULL;       /* on which a region lies at its own offset */
+        pthread_rwlock_unlock(&stores->lock);
+        bool hole = device ? pr_device_hole(device, at, &length) == 1 : extent.slot == PR_SOURCE_ZERO;
+        if (hole && at + length > next) /* the counters are compared for each region */
+            length = next - at;
+        if (!hole || pr_stores_version(stores, id, at, 1) == version || look == LOOKS) {
+            *end = at + length;
+            return hole && look < LOOKS;
+        }
+    }
+}
+
+int pr_view_allocation(pr_window *window, pr_stores *stores, uint32_t id, uint64_t offset, uint64_t length,
+                       pr_allocation *runs, uint32_t most)
+{
+    const uint64_t region = stores->region_size, first = offset / region * region;
+    const uint64_t span = pr_align(offset + length, region) - first;
+    uint32_t count = 0, phase = pr_stores_enter(stores);
+    int code = pr_window_settle(window, id, false);
+    uint8_t *said = calloc(span / region, 1);
+    if (!said)
+        code = -ENOMEM;
+    if (!code)
+        pr_window_says(window, id, first, span, region, said);
+    for (uint64_t at = offset, end; code >= 0 && at < offset + length; at = end) {
+        uint64_t n = (at - first) / region;
+        const uint8_t word = said[n];
+        for (end = at; end < offset + length && said[n] == word; n++)
+            end = first + (n + 1) * region;
+        end = end < offset + length ? end : offset + length;
+        code = word == PR_SAYS_NOTHING ? is_hole(stores, id, at, &end) : word == PR_SAYS_ZEROS;
+        if (code >= 0 && !run_add(runs, &count, most, end - at, code))
+            break;
+    }
+    pr_stores_leave(stores, phase);
+    free(said);
+    return code < 0 ? code : (int)count;
 }

@@ -8,14 +8,15 @@ import os
 from cpython.bool cimport PyBool_Check
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.number cimport PyIndex_Check
 from libc.errno cimport ENOENT, ENOMEM, ERANGE
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcpy
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy, memset
 
 from pyrepl._core.device cimport Device, pr_device, raise_device
 from pyrepl._core.stores cimport Stores, pr_stores
-from pyrepl._core.window cimport Window, pr_window
+from pyrepl._core.window cimport Window, pr_submission, pr_window, raise_misuse
 
 cdef extern from "view.h" nogil:
     ctypedef struct pr_run:
@@ -24,6 +25,25 @@ cdef extern from "view.h" nogil:
     int pr_view_read_runs(pr_window *window, pr_stores *stores, uint32_t id, const pr_run *runs, uint32_t count,
                           uint8_t *target,
                           pr_device **bad)
+    ctypedef struct pr_edges:
+        uint64_t first, end
+    void pr_view_edges(const pr_stores *stores, uint64_t offset, uint64_t length, pr_edges *edges)
+    int pr_view_merge(pr_window *window, pr_stores *stores, uint32_t id, uint64_t offset, const uint8_t *data,
+                      uint64_t length, pr_edges *edges, uint8_t *merged, int64_t timeout, pr_device **bad)
+    void pr_view_release(pr_window *window, const pr_stores *stores, uint32_t id, pr_edges *edges)
+    ctypedef struct pr_allocation:
+        uint64_t length
+        bint zero
+    int pr_view_allocation(pr_window *window, pr_stores *stores, uint32_t id, uint64_t offset, uint64_t length,
+                           pr_allocation *runs, uint32_t most)
+
+cdef extern from "window.h" nogil:
+    enum:
+        PR_NO_STORE, PR_TIME_OVER, PR_SUBMIT_FUA, PR_SUBMIT_HELD
+
+cdef extern from "layout.h" nogil:
+    enum:
+        PR_WRITE
 
 cdef extern from "buffers.h" nogil:
     void *pr_buffer_take(size_t length)
@@ -31,6 +51,8 @@ cdef extern from "buffers.h" nogil:
 
 cdef enum:
     PIECE = 4 << 20     # PR_MAX_PAYLOAD: what one look at window and map covers
+    SLICE = 100_000_000     # ns: a wait looks for signals this often
+    RUNS = 1024
 
 
 cdef int raise_view(Stores stores, tuple devices, uint32_t store, int code, pr_device *bad) except -1:
@@ -130,29 +152,35 @@ def readinto(Window window not None, Stores stores not None, uint32_t store, off
 cdef write_piece(Window window, Stores stores, uint32_t store, uint64_t offset, const uint8_t *data, uint64_t length,
                  bint fua):
     """At most PIECE bytes with their edges: whole blocks are made of them while nobody else can write the edges."""
-    cdef uint64_t unit = stores.ptr.alignment, first = offset // unit * unit
-    cdef uint64_t end = (offset + length + unit - 1) // unit * unit
-    cdef uint64_t last = end - unit
-    cdef bint head = offset != first, tail = offset + length != end
-    cdef bytearray merged = bytearray(end - first)
-    cdef uint8_t[::1] memory = merged
-    cdef list edges = []
-    cdef list held = []
-    if head:
-        edges.append(first)
-    if tail and not (head and last == first):
-        edges.append(last)
+    cdef tuple devices = tuple(stores.devices.values())     # as in read_into
+    cdef pr_device *bad = NULL
+    cdef pr_submission m
+    cdef pr_edges edges
+    cdef uint8_t *merged
+    cdef int code = PR_TIME_OVER
+    pr_view_edges(stores.ptr, offset, length, &edges)
+    merged = <uint8_t *>pr_buffer_take(edges.end - edges.first)
+    if merged == NULL:
+        raise MemoryError()
     try:
-        for edge in edges:      # in ascending order, everywhere: two writers cannot wait for each other
-            window.hold_blocks(store, edge, unit)
-            held.append(edge)
-        for edge in edges:
-            read_into(window, stores, store, edge, &memory[<uint64_t>edge - first], unit)
-        memcpy(&memory[offset - first], data, length)
-        return window.write_held(store, first, merged, fua=fua)
+        while code == PR_TIME_OVER:
+            PyErr_CheckSignals()
+            with nogil:
+                code = pr_view_merge(window.ptr, stores.ptr, store, offset, data, length, &edges, merged, SLICE, &bad)
+        if code <= PR_NO_STORE:     # one of the window's own: an edge could not be held
+            raise_misuse(window, code, f"store {store}, [{offset}, {offset} + {length})")
+        raise_view(stores, devices, store, code, bad)
+        try:
+            memset(&m, 0, sizeof(pr_submission))
+            m.store, m.kind, m.flags = store, PR_WRITE, PR_SUBMIT_HELD | (PR_SUBMIT_FUA if fua else 0)
+            m.offset, m.length, m.data = edges.first, edges.end - edges.first, merged
+            window.give(&m)
+        finally:
+            pr_view_release(window.ptr, stores.ptr, store, &edges)
     finally:
-        for edge in held:
-            window.release_blocks(store, edge, unit)
+        pr_buffer_give(merged, edges.end - edges.first)
+    window.wait_for(m.target, m.lsn, fua)
+    return m.lsn
 
 
 def write_unaligned(Window window not None, Stores stores not None, uint32_t store, offset, data, *, bint fua=False):
@@ -176,3 +204,18 @@ def write_unaligned(Window window not None, Stores stores not None, uint32_t sto
         return lsn
     finally:
         PyBuffer_Release(&view)
+
+
+def allocation(Window window not None, Stores stores not None, uint32_t store, offset, length):
+    cdef pr_allocation runs[RUNS]
+    cdef uint64_t start, count
+    cdef int code
+    check(offset, length)
+    inside(window, store, offset, length)
+    start, count = offset, length
+    if not count:
+        return []
+    with nogil:
+        code = pr_view_allocation(window.ptr, stores.ptr, store, start, count, runs, RUNS)
+    raise_view(stores, (), store, code, NULL)
+    return [(runs[i].length, bool(runs[i].zero)) for i in range(code)]

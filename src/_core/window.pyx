@@ -30,7 +30,20 @@ cdef extern from "layout.h" nogil:
         uint32_t body_length
 
 
+cdef extern from "latency.h" nogil:
+    enum:
+        PR_LATENCY_FIRST, PR_LATENCY_BUCKETS
+    ctypedef struct pr_latency:
+        uint64_t buckets[PR_LATENCY_BUCKETS]
+        uint64_t total_ns
+    uint64_t pr_now()
+    void pr_latency_add(pr_latency *latency, uint64_t ns)
+
+
 cdef extern from "window.h" nogil:
+    enum:
+        PR_LATENCY_WRITE, PR_LATENCY_FLUSH, PR_LATENCY_OPERATION
+    pr_latency *pr_window_latency(pr_window *window, int which)
     enum:
         PR_NO_STORE, PR_NOT_WRITABLE, PR_OUTSIDE, PR_UNALIGNED, PR_MALFORMED, PR_NO_ROOM, PR_TIME_OVER, PR_NOT_OPEN
         PR_TWICE, PR_LOG_FULL, PR_TOO_MANY
@@ -39,7 +52,8 @@ cdef extern from "window.h" nogil:
     ctypedef struct pr_window_state:
         uint64_t end_position, written_position, durable_position, applied_position, tail_position
         uint64_t end_lsn, written_lsn, durable_lsn, applied_lsn, peer_lsn
-        uint64_t chain, log_size, ring_size, ring_used, notes, batches, records, payload_bytes, commits, flushes
+        uint64_t chain, shown_position, log_size, ring_size, ring_used, notes
+        uint64_t batches, records, payload_bytes, commits, flushes
         int failed
 
     ctypedef struct pr_window_log:
@@ -65,6 +79,14 @@ cdef extern from "window.h" nogil:
     void pr_window_free(pr_window *window)
     int pr_window_load(pr_window *window, const uint8_t *record, uint64_t length, const uint32_t *blocks,
                        uint32_t block_count)
+    int pr_window_load_parked(pr_window *window, const uint8_t *record, uint64_t length, const uint32_t *blocks,
+                              uint32_t block_count)
+    int pr_window_announce(pr_window *window, uint32_t store, uint64_t size)
+    int pr_window_show_store(pr_window *window, uint32_t store, uint64_t size)
+    void pr_window_park(pr_window *window, bint parking)
+    int pr_window_show(pr_window *window, uint64_t until, uint64_t cutoff, uint64_t most, uint64_t *shown,
+                       uint64_t *next)
+    int pr_window_unpark(pr_window *window)
     int pr_window_open(pr_window *window, const pr_window_log *log)
     int pr_window_set_generation(pr_window *window, const uint8_t *generation, const uint8_t *group)
     void pr_window_fail(pr_window *window, int code)
@@ -98,7 +120,10 @@ cdef extern from "window.h" nogil:
     int pr_window_set_tail(pr_window *window, uint64_t position)
     void pr_window_set_sync(pr_window *window, bint sync)
     int pr_window_set_notes(pr_window *window, uint64_t region_size, uint64_t cost)
+    void pr_window_set_time(pr_window *window, uint64_t ns)
+    uint64_t pr_window_time(pr_window *window)
     void pr_window_set_peer(pr_window *window, uint64_t lsn)
+    void pr_window_set_bound(pr_window *window, uint64_t position)
     int pr_window_set_lsn(pr_window *window, uint64_t lsn)
     int pr_window_entry(pr_window *window, uint64_t position, pr_entry *entry)
     void pr_entry_release(pr_window *window, pr_entry *entry)
@@ -117,7 +142,7 @@ cdef enum:
 WindowState = namedtuple("WindowState", (
     "end_position", "written_position", "durable_position", "applied_position", "tail_position",
     "end_lsn", "written_lsn", "durable_lsn", "applied_lsn", "peer_lsn", "chain", "log_size", "ring_size", "ring_used",
-    "notes", "batches", "records", "payload_bytes", "commits", "flushes", "failed"))
+    "notes", "batches", "records", "payload_bytes", "commits", "flushes", "failed", "shown_position"))
 
 
 cdef uint64_t number(object value, str name, uint64_t most=<uint64_t>-1) except? 77:
@@ -300,6 +325,11 @@ cdef class Entry:
         return self.entry.travel.read_end if self.entry.travel != NULL else 0
 
     @property
+    def time_ns(self):
+        self.check()
+        return self.entry.travel.time_ns if self.entry.travel != NULL else 0
+
+    @property
     def generation(self):
         self.check()
         return self.entry.travel.generation[:16] if self.entry.travel != NULL else b""
@@ -423,7 +453,7 @@ cdef class Window:
             code = pr_window_open(self.ptr, &log)
         raise_misuse(self, code, "open")
 
-    def load(self, record, *, blocks=()):
+    def load(self, record, *, blocks=(), parked=False):
         cdef Py_buffer view
         cdef uint32_t count = 0
         cdef uint32_t *ids = numbers(blocks, &count)
@@ -431,8 +461,11 @@ cdef class Window:
         try:
             PyObject_GetBuffer(record, &view, PyBUF_SIMPLE)
             try:
-                with nogil:
-                    code = pr_window_load(self.ptr, <const uint8_t *>view.buf, view.len, ids, count)
+                if parked:
+                    code = pr_window_load_parked(self.ptr, <const uint8_t *>view.buf, view.len, ids, count)
+                else:
+                    with nogil:
+                        code = pr_window_load(self.ptr, <const uint8_t *>view.buf, view.len, ids, count)
             finally:
                 PyBuffer_Release(&view)
         finally:
@@ -460,7 +493,8 @@ cdef class Window:
         return WindowState(
             s.end_position, s.written_position, s.durable_position, s.applied_position, s.tail_position, s.end_lsn,
             s.written_lsn, s.durable_lsn, s.applied_lsn, s.peer_lsn, s.chain, s.log_size, s.ring_size, s.ring_used,
-            s.notes, s.batches, s.records, s.payload_bytes, s.commits, s.flushes, -s.failed)
+            s.notes, s.batches, s.records, s.payload_bytes, s.commits, s.flushes, -s.failed,
+            None if s.shown_position == 0xFFFFFFFFFFFFFFFF else s.shown_position)
 
     # -- stores
 
@@ -474,9 +508,23 @@ cdef class Window:
     def drop_store(self, store):
         raise_misuse(self, pr_window_drop_store(self.ptr, number(store, "store", 0xffffffff)), f"store {store}")
 
+    def announce(self, store, size):
+        cdef uint64_t length = number(size, "size", (1 << 63) - 1)
+        raise_misuse(self, pr_window_announce(self.ptr, number(store, "store", 0xffffffff), length), "announce")
+
+    def show_store(self, store, size):
+        cdef uint64_t length = number(size, "size", (1 << 63) - 1)
+        raise_misuse(self, pr_window_show_store(self.ptr, number(store, "store", 0xffffffff), length), "show_store")
+
     def set_notes(self, region_size, cost):
         cdef uint64_t region = number(region_size, "region_size"), most = number(cost, "cost")
         raise_misuse(self, pr_window_set_notes(self.ptr, region, most), "set_notes")
+
+    def set_time(self, ns):
+        pr_window_set_time(self.ptr, number(ns, "ns", (1 << 63) - 1))
+
+    def time(self):
+        return pr_window_time(self.ptr)
 
     def store_size(self, store):
         cdef uint64_t size
@@ -523,6 +571,7 @@ cdef class Window:
     cdef object write_data(self, object store, object offset, object data, bint fua, int flags):
         cdef pr_submission m
         cdef Py_buffer view
+        cdef uint64_t begun = pr_now()
         self.prepare(&m, store, offset, 0, PR_WRITE, flags | (PR_SUBMIT_FUA if fua else 0))
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
@@ -532,6 +581,7 @@ cdef class Window:
         finally:
             PyBuffer_Release(&view)
         self.wait_for(m.target, m.lsn, fua)
+        pr_latency_add(pr_window_latency(self.ptr, PR_LATENCY_WRITE), pr_now() - begun)
         return m.lsn
 
     def write(self, store, offset, data, *, bint fua=False):
@@ -628,11 +678,26 @@ cdef class Window:
         raise_misuse(self, code, f"event {lsn}")
 
     def flush(self):
-        cdef uint64_t position, lsn
+        cdef uint64_t position, lsn, begun = pr_now()
         pr_window_submitted(self.ptr, &position, &lsn)
         self.make_durable(position)
         self.wait_for(0, lsn, False)    # the peer, in sync mode
+        pr_latency_add(pr_window_latency(self.ptr, PR_LATENCY_FLUSH), pr_now() - begun)
         return lsn
+
+    def latencies(self):
+        cdef pr_latency *latency
+        cdef uint64_t count
+        result = {}
+        for name, which in (("write", PR_LATENCY_WRITE), ("flush", PR_LATENCY_FLUSH),
+                            ("operation", PR_LATENCY_OPERATION)):
+            latency = pr_window_latency(self.ptr, which)
+            buckets, count = [], 0
+            for i in range(PR_LATENCY_BUCKETS):
+                count += latency.buckets[i]
+                buckets.append(((1 << (PR_LATENCY_FIRST + i)) / 1e9, count))
+            result[name] = (buckets, count, latency.total_ns / 1e9)
+        return result
 
     def run_committer(self):
         cdef int code = PR_TIME_OVER
@@ -767,6 +832,28 @@ cdef class Window:
         entry.held = True
         return entry
 
+    def park(self, parking):
+        pr_window_park(self.ptr, bool(parking))
+
+    def show(self, until, cutoff, most):
+        cdef uint64_t place = number(until, "until"), latest = number(cutoff, "cutoff"), limit = number(most, "most")
+        cdef uint64_t shown = 0, next_time = 0
+        cdef int code
+        with nogil:
+            code = pr_window_show(self.ptr, place, latest, limit, &shown, &next_time)
+        if code == -EBADMSG:
+            raise ValueError(f"before position {until}: what the log holds there is not a valid record")
+        raise_misuse(self, code, f"position {until}")
+        return shown, next_time
+
+    def unpark(self):
+        cdef int code
+        with nogil:
+            code = pr_window_unpark(self.ptr)
+        if code < 0:
+            raise_misuse(self, code, "unpark")
+        return bool(code)
+
     def applied(self, position, lsn):
         cdef uint64_t place = number(position, "position"), event = number(lsn, "lsn")
         cdef int code
@@ -805,6 +892,9 @@ cdef class Window:
 
     def set_peer(self, lsn):
         pr_window_set_peer(self.ptr, number(lsn, "lsn"))
+
+    def set_bound(self, position):
+        pr_window_set_bound(self.ptr, 0xFFFFFFFFFFFFFFFF if position is None else number(position, "position"))
 
     def set_lsn(self, lsn):
         raise_misuse(self, pr_window_set_lsn(self.ptr, number(lsn, "lsn")), "set_lsn")

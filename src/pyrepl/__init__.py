@@ -22,14 +22,25 @@ if TYPE_CHECKING:
     from pyrepl import errors as errors
     from pyrepl.attachment import Attachment as Attachment
     from pyrepl.errors import PyreplError as PyreplError
+    from pyrepl.explaining import Explanation as Explanation
     from pyrepl.group import Group as Group
+    from pyrepl.image import Image as Image
     from pyrepl.node import Node as Node
     from pyrepl.options import SiteOptions as SiteOptions
+    from pyrepl.remote import connect as connect
     from pyrepl.results import Events as Events
+    from pyrepl.results import MemberResult as MemberResult
     from pyrepl.results import OperationResult as OperationResult
     from pyrepl.results import Ticket as Ticket
+    from pyrepl.runtime.hooks import Hook as Hook
+    from pyrepl.runtime.hooks import Passing as Passing
+    from pyrepl.runtime.plugins import Footprint as Footprint
+    from pyrepl.runtime.plugins import Operation as Operation
+    from pyrepl.runtime.plugins import WorkStore as WorkStore
+    from pyrepl.unordered import UnorderedSet as UnorderedSet
     from pyrepl.volume import Extent as Extent
     from pyrepl.volume import Snapshot as Snapshot
+    from pyrepl.volume import View as View
     from pyrepl.volume import Volume as Volume
 
     __version__: str
@@ -37,30 +48,52 @@ if TYPE_CHECKING:
 _HOMES = {
     "Attachment": "attachment",
     "Events": "results",
+    "Explanation": "explaining",
     "Extent": "volume",
+    "Footprint": "runtime.plugins",
     "Group": "group",
+    "Hook": "runtime.hooks",
+    "Image": "image",
+    "MemberResult": "results",
     "Node": "node",
+    "Operation": "runtime.plugins",
     "OperationResult": "results",
+    "Passing": "runtime.hooks",
     "PyreplError": "errors",
     "SiteOptions": "options",
     "Snapshot": "volume",
     "Ticket": "results",
+    "UnorderedSet": "unordered",
+    "View": "volume",
     "Volume": "volume",
+    "WorkStore": "runtime.plugins",
+    "connect": "remote",
 }
 
 __all__ = [
     "Attachment",
     "Events",
+    "Explanation",
     "Extent",
+    "Footprint",
     "Group",
+    "Hook",
+    "Image",
+    "MemberResult",
     "Node",
+    "Operation",
     "OperationResult",
+    "Passing",
     "PyreplError",
     "SiteOptions",
     "Snapshot",
     "Ticket",
+    "UnorderedSet",
+    "View",
     "Volume",
+    "WorkStore",
     "__version__",
+    "connect",
     "errors",
 ]
 

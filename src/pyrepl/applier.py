@@ -8,8 +8,9 @@ sockets or time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,23 +20,53 @@ from pyrepl._core.epoch import Epoch
 from pyrepl._core.window import Entry
 from pyrepl.catalog import VOLUME, Catalog
 from pyrepl.errors import check
-from pyrepl.operations import Created, Deleted, Effect
+from pyrepl.operations import Created, Deleted, Effect, Operation, Outcome, Perform, Set
+from pyrepl.workshop import NOTHING, Done, Workshop
 
 if TYPE_CHECKING:
     from pyrepl.site import Site
 
 
+class MemberResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of one member of a set."""
+
+    kind: str
+    bytes_changed: int
+    created: list[int]
+    digest: bytes = b""
+    failed: str = ""
+
+
 class OperationResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came of an operation at this site. ``bytes_changed``: bytes of whole regions whose content may have
-    changed."""
+    changed. ``refused``: why this site, a secondary, could not perform all of it; the primary sends the data.
+    ``digest``: what a plug-in said of what it did; ``failed``: why it did nothing."""
 
     lsn: int
     kind: str
     bytes_changed: int
     created: list[int]
+    members: list[MemberResult] = []
+    refused: str = ""
+    time_ns: int = 0
+    """When it got its place, by the clock of the primary of then; 0: not known."""
+    seconds: float | None = None
+    """From there to its performance here; None: not known."""
+    links: int = 0
+    """That the group had when it was admitted here; 0 at a secondary."""
+    arguments: dict[str, Any] = {}
+    digest: bytes = b""
+    failed: str = ""
+
+    @property
+    def bytes_avoided(self) -> int:
+        """See ``operations.avoided``."""
+        return operations.avoided(self.bytes_changed, self.links)
 
 
 MOST_RESULTS = 1024
+Plan = Callable[[int, int, int], tuple[int, int]]
+"""What of a device is moved next: slot, region to begin with, most regions -> stages, where to go on."""
 
 
 class Applier:
@@ -48,29 +79,57 @@ class Applier:
         self.shelf = site.shelf
         self.epoch = Epoch(site.stores, site.window)
         self.results: dict[int, OperationResult] = {}
+        self.links: dict[int, int] = {}  # operations that were admitted here and wait: LSN -> links of the group
+        self.bytes_avoided = 0  # of all that were performed since the site was opened
+        self.performed: Counter[str] = Counter()  # operations by kind, since the site was opened
         self.cursors: dict[int, int] = {}  # slot -> region where the mover goes on
         self.moving = True  # something may be left for the mover
+        self.workshop = Workshop(site)
+        self.resting = False  # volumes rest too: what they show is copied only when it is about to be overwritten
+        self.held = False  # a mark that the gate keeps, or plug-ins that run: nothing after it is performed
+        self._finishing = False
 
     # ---- one step
 
     def apply(self) -> bool:
-        """Applies one epoch, operation or item, if the journal holds any; False: all is applied."""
+        """Applies one epoch, operation or item, if the journal holds any; False: all is applied, or a mark is held, or
+        plug-ins run."""
         state = self.window.state()
         if state.applied_position == state.end_position:
+            if state.shown_position is not None:
+                self.site.delay.until(state)
             return False
         if state.durable_position <= state.applied_position:
             self.window.make_durable(state.end_position)  # rule journal_first
             state = self.window.state()
-        position = state.applied_position
+        position, old = state.applied_position, self.site.delay.until(state)
+        if old <= position:
+            return False
         limit = self.site.options.epoch_bytes // (
             1 + len(self.shelf.places) // 16
         )  # a note has an entry for each store re-pointed
-        until, last_lsn, last_item = self.epoch.gather(position, state.durable_position, limit)
+        until, last_lsn, last_item = self.epoch.gather(position, min(old, state.durable_position), limit)
         if until > position:
             self._epoch(until, last_lsn, last_item)
-        else:
-            self._one(position)
-        return True
+            return True
+        return self._one(position)
+
+    def finish(self) -> None:
+        """Applies everything, also what a mark holds up: the site changes its role. Plug-ins are waited for."""
+        self._finishing = True
+        try:
+            self.catch_up()
+        finally:
+            self._finishing = False
+
+    def catch_up(self) -> None:
+        """Applies everything, whatever delay was chosen, up to a mark that is held."""
+        self.site.delay.waived = True
+        try:
+            while self.apply():
+                pass
+        finally:
+            self.site.delay.waived = False
 
     def _epoch(self, until: int, last_lsn: int, last_item: int) -> None:
         try:
@@ -97,29 +156,53 @@ class Applier:
             )  # rules epoch_note, mover_note, note_prefix
         self.epoch.repoint(stage)
 
-    def _one(self, position: int) -> None:
+    def _one(self, position: int) -> bool:
         entry = self.window.entry(position)
         check(entry is not None, f"nothing stands at position {position}, which is durable")
         assert entry is not None
         with entry:
             body = bytes(entry.body)
             if entry.batch_kind == layout.BATCH_OPERATION:
-                self._operate(entry, body)
+                self.held = not self._operate(entry, body)
             else:
                 self._item(entry, body)
         self.moving = True
+        return not self.held
 
-    def _operate(self, entry: Entry, body: bytes) -> None:
-        operation = operations.decode(body)
-        effects = operation.effects(self.site.region_size)
+    def _operate(self, entry: Entry, body: bytes) -> bool:
+        """False: it is a mark that is held, or its plug-ins are not done."""
+        operation, gate = operations.decode(body), self.site.gate
+        mark = operation if isinstance(operation, operations.Mark) else None
+        if mark is not None and not (self._finishing or gate.may_pass(mark, entry.last_lsn)):
+            return False
+        works, done = operations.works(operation), NOTHING
+        if works:
+            result = self.workshop.done(works, entry.next_position, entry.last_lsn, wait=self._finishing)
+            if result is None:
+                return False
+            done = result
+            if done.differs and entry.last_lsn not in self.site.refusing:  # else one was kept when it arrived
+                self.site.protective.keep_here()
+        secondary = self.site.role == "secondary"
+        effects = (operations.effects_there(operation, self.site.region_size) if secondary
+                   else operation.effects(self.site.region_size))
+        before = {store.id: store.name for store in self.site.here.catalog}
         catalog = self.site.here.catalog.copy()
         operation.apply(catalog)
-        changed = self._perform(entry, body, effects, catalog, is_item=False)
-        self.site.here.take_operation(operation, entry.last_lsn)
-        created = [effect.store for effect in effects if isinstance(effect, Created)]
-        self._remember(OperationResult(lsn=entry.last_lsn, kind=operation.kind, created=created,
-                                       bytes_changed=changed * self.site.region_size))
+        refused = self.site.refusing.get(entry.last_lsn, "")
+        changed = self._perform(entry, body, effects, catalog, is_item=False, refused=bool(refused), done=done)
+        self.site.here.take_operation(operation, entry.last_lsn, refused or done.differs, secondary=secondary)
+        self.site.refusing.pop(entry.last_lsn, None)
+        if works:
+            self.site.outcomes.performed(entry.last_lsn, done, is_known=bool(refused))
+        self._remember(entry, operation, changed, refused or done.differs, done.outcomes,
+                       before | {store.id: store.name for store in catalog})
         self.window.applied(entry.next_position, entry.last_lsn)
+        if isinstance(operation, operations.Compared):
+            self.site.verification.capture(operation, entry.last_lsn)  # in this step: nothing after it is applied yet
+        if mark is not None:
+            gate.passed(mark, entry.last_lsn)
+        return True
 
     def _item(self, entry: Entry, body: bytes) -> None:
         item = items.decode(body)
@@ -136,19 +219,54 @@ class Applier:
         self.site.here.take_item(item, entry.item)
         self.window.applied(entry.next_position, self.site.here.lsn)
 
-    def _perform(self, entry: Entry, body: bytes, effects: list[Effect], catalog: Catalog, *, is_item: bool) -> int:
+    def _perform(
+        self, entry: Entry, body: bytes, effects: list[Effect], catalog: Catalog, *, is_item: bool,
+        refused: bool = False, done: Done = NOTHING,
+    ) -> list[int]:
         names = {store.id: store.name for store in catalog}
         reserved = self.site.reserved
+        made = sum(isinstance(effect, Created) for effect in effects)
+        self.free_slots(made + len(done.benches) + 1)  # one for a scratch
         placed, scratch, scratch_size = self.shelf.prepare(effects, reserved, names)
         self.stores.flush()  # rule op_flush
-        note = notes.Performed(entry.next_position, entry.last_lsn, is_item, body, placed, scratch, scratch_size)
+        worked = done.place(self.shelf.work_slots(len(done.benches), placed, scratch))
+        note = notes.Performed(
+            entry.next_position, entry.last_lsn, is_item, body, placed, scratch, scratch_size, refused, worked,
+            done.outcomes if done.decides else [], done.differs)
         self.window.make_durable(self.window.append_note(notes.PERFORMED, notes.encode(note)))  # rule op_durable
-        changed = self.shelf.perform(effects, placed, scratch, scratch_size)  # rule op_note_map
+        changed = self.shelf.perform(effects, placed, scratch, scratch_size, refused=refused, worked=worked,
+                                     devices=done.devices())  # rule op_note_map
         for p in placed:
             reserved.pop(p.store, None)
+        self.site.show(effects)
+        if not refused:
+            self.site.gallery.redeem(effects)
         return changed
 
-    def _remember(self, result: OperationResult) -> None:
+    def _remember(
+        self, entry: Entry, operation: Operation, changed: list[int], refused: str, outcomes: list[Outcome],
+        names: dict[int, str],
+    ) -> None:
+        """``changed``: regions, for each effect of the operation. ``outcomes``: of its plug-ins. ``names``: of the
+        stores before and after it."""
+        lsn = entry.last_lsn
+        region_size = self.site.region_size
+        members, begin, came = [], 0, iter(outcomes)
+        plain = operations.plain(operation)
+        for member in plain.members if isinstance(plain, Set) else []:
+            effects = member.effects(region_size)
+            regions, begin = sum(changed[begin:begin + len(effects)]), begin + len(effects)
+            of = next(came) if isinstance(member, Perform) else Outcome()
+            members.append(MemberResult(kind=member.kind, bytes_changed=regions * region_size, created=_made(effects),
+                                        digest=of.said, failed=of.failed))
+        of = outcomes[0] if isinstance(plain, Perform) else Outcome()
+        result = OperationResult(lsn=lsn, kind=operation.kind, bytes_changed=sum(changed) * region_size,
+                                 created=_made(operation.effects(region_size)), members=members,
+                                 refused=refused, time_ns=entry.time_ns, links=self.links.pop(lsn, 0),
+                                 seconds=max(0, self.window.time() - entry.time_ns) / 1e9 if entry.time_ns else None,
+                                 arguments=operations.arguments(plain, names), digest=of.said, failed=of.failed)
+        self.performed[result.kind] += 1
+        self.bytes_avoided += result.bytes_avoided
         self.results[result.lsn] = result
         while len(self.results) > MOST_RESULTS:
             del self.results[next(iter(self.results))]
@@ -157,44 +275,77 @@ class Applier:
 
     def move(self) -> bool:
         """One step of the mover; False: it has nothing to do."""
-        if not self.moving:
+        if not self.moving or self.held:
             return False
-        most = max(1, self.site.options.move_bytes // self.site.region_size)
-        for slot, vacate in self._work():
-            plan = self.epoch.plan_vacate if vacate else self.epoch.plan_move
-            start = self.cursors.get(slot, 0)
-            stages, cursor = plan(slot, start, most)
-            try:
-                for stage in range(stages):
-                    self._stage(stage)
-            finally:
-                self.epoch.clear()
-            if stages:
-                self.cursors[slot] = cursor
-                return True
-            self.cursors.pop(slot, None)
-            if start:
-                return True  # from the beginning once more: something may have come in behind the cursor
-            if vacate and slot in self.shelf.zombies and not self.stores.shown(slot, 1):
-                self._release(slot)
+        self.site.gallery.watch()
+        for slot, plan in self._work():
+            if self._move(slot, plan):
                 return True
         self.moving = False
         return False
 
-    def _work(self) -> Iterator[tuple[int, bool]]:
-        """(slot, vacate): volumes that show others' devices, then devices of deleted stores, then the scratch.
+    def _vacate(self, slot: int, start: int, most: int) -> tuple[int, int]:
+        # Nothing is moved for the sake of a view alone, which does not last.
+        return self.epoch.plan_vacate(slot, start, most, local=False)
+
+    def _vacate_whole(self, slot: int, start: int, most: int) -> tuple[int, int]:
+        return self.epoch.plan_vacate(slot, start, most, local=True)
+
+    def _move(self, slot: int, plan: Plan) -> bool:
+        """One step with one device; False: it has nothing to do there."""
+        most = max(1, self.site.options.move_bytes // self.site.region_size)
+        start = self.cursors.get(slot, 0)
+        stages, cursor = plan(slot, start, most)
+        try:
+            for stage in range(stages):
+                self._stage(stage)
+        finally:
+            self.epoch.clear()
+        if stages:
+            self.cursors[slot] = cursor
+            return True
+        self.cursors.pop(slot, None)
+        if start:
+            return True  # from the beginning once more: something may have come in behind the cursor
+        if not self.stores.shown(slot, 1):
+            if slot in self.shelf.zombies:
+                self._release(slot)
+                return True
+            for image in self.site.gallery.leaving():
+                if image.slot == slot:
+                    self.site.gallery.let_go(image)
+                    return True
+        return False
+
+    def free_slots(self, needed: int) -> None:
+        """Hands devices of deleted stores over until so many slots are free, as part of a step: what was admitted, here
+        or at the primary, must find room. There is, for live stores and views leave slots to deleted ones
+        (``catalog.MOST_STORES``)."""
+        while self.shelf.free_slots < needed:
+            self.site.clear_room_for_note()
+            moved = any(self._move(slot, self._vacate_whole) for slot in list(self.shelf.zombies))
+            check(moved, f"{needed} slots are free once deleted stores have handed over what others show")
+
+    def _work(self) -> Iterator[tuple[int, Plan]]:
+        """(slot, how): volumes that show others' devices, then devices of deleted stores, images that were removed, and
+        the scratch.
 
         Snapshots and clones rest: what they show is copied only when it is about to be overwritten.
         """
-        for store in list(self.site.here.catalog):
+        for store in [] if self.resting else list(self.site.here.catalog):
             if store.kind == VOLUME and store.origin == 0:
                 slot = self.shelf.places[store.id].slot
                 if self.stores.foreign(slot):
-                    yield slot, False
-        yield from [(slot, True) for slot in self.shelf.zombies]
+                    yield slot, self.epoch.plan_move
+        yield from [(slot, self._vacate) for slot in self.shelf.zombies]
+        yield from [(image.slot, self._vacate_whole) for image in self.site.gallery.leaving()]
         if self.shelf.scratch is not None and self.stores.shown(self.shelf.scratch.slot, 1):
-            yield self.shelf.scratch.slot, True
+            yield self.shelf.scratch.slot, self._vacate
 
     def _release(self, slot: int) -> None:
         self.window.make_durable(self.window.append_note(notes.RELEASED, notes.encode(notes.Released(slot))))
         self.shelf.release(slot)
+
+
+def _made(effects: list[Effect]) -> list[int]:
+    return [effect.store for effect in effects if isinstance(effect, Created)]

@@ -9,20 +9,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pyrepl.errors import NotFound, Refused, WaitTimeout
-from pyrepl.results import check_timeout
+from pyrepl.bound import is_bounded
+from pyrepl.errors import NotFound, Refused, UsageError, WaitTimeout
+from pyrepl.results import TELL_EVERY, Progress, check_timeout
 
 if TYPE_CHECKING:
+    from pyrepl.forecast import Forecast
     from pyrepl.group import Group
     from pyrepl.link import Link
     from pyrepl.runtime.dialer import Dialer
+    from pyrepl.volume import Extent, Store
 
 _LOOK = (0.002, 0.05)  # seconds between two looks at a link that is waited for: the first, and the most
 _REFUSED = 8.0  # seconds: a refusal is asked about again every 5 s and some; one that lasts longer is an answer
-
-Progress = Callable[[dict[str, Any]], None]
 
 
 class Attachment:
@@ -33,6 +34,7 @@ class Attachment:
         self._link = link
         self._dialer: Dialer | None = None
         self._stopped = False
+        self._oldest = -1, 0  # LSN of the link's base, and when the event after it was written, ns since 1970
 
     @property
     def name(self) -> str:
@@ -48,12 +50,59 @@ class Attachment:
         """``async`` or ``sync``."""
         return self._link.mode
 
+    @property
+    def bandwidth(self) -> int:
+        """Bytes per second that are sent at most; 0: no limit."""
+        return self._link.options.bandwidth
+
+    @property
+    def dead(self) -> float:
+        """Seconds of silence after which the secondary is given up, and dialled again."""
+        return self._link.options.dead
+
+    @property
+    def most_lag_bytes(self) -> int:
+        """Of the journal, that the secondary may lack before writers wait for it; 0: any number."""
+        return self._link.options.most_lag_bytes
+
+    @property
+    def most_lag_seconds(self) -> float:
+        """That the oldest event which it lacks may be old before writers wait; 0: any age."""
+        return self._link.options.most_lag_seconds
+
     def status(self) -> dict[str, Any]:
-        """Bytes and LSNs are integers; ``state`` is one of STATES in ``link``."""
+        """Bytes and LSNs are integers; ``state`` is one of STATES in ``link``; ``lag_seconds``: how long ago, by the
+        time that it carries, the oldest event was written that the secondary does not durably hold; 0 if it holds all,
+        None if that event carries no time."""
         if self._dialer is None:
             with self._link.guard:
-                return self._link.status()
-        return self._dialer.status()
+                status = self._link.status()
+        else:
+            status = self._dialer.status()
+        if status["lag_events"]:
+            with self._link.guard:
+                oldest = self._link.ledger.oldest_ns()
+            status["lag_seconds"] = max(0.0, time.time() - oldest / 1e9) if oldest else None
+        else:
+            status["lag_seconds"] = 0.0
+        return status
+
+    def divergent(self, store: Store | str) -> list[Extent]:
+        """Where the secondary's copy of a store may differ, besides what is still on its way (``lag_bytes``): extents
+        of whole regions, ascending.
+
+        Raises:
+            NotFound: no such store.
+        """
+        from pyrepl.volume import Extent
+
+        self._check()
+        group = self._group
+        found = store if not isinstance(store, str) else group.store(store)
+        region = group.region_size
+        with self._link.guard:
+            runs = list(self._link.ledger.differing(found.id, -(-found.size // region)).runs())
+        return [Extent(first * region, count * region) for first, count in runs]
 
     def pause(self) -> None:
         """Ends the connection until :meth:`resume`, over restarts too. Writes go on; what they touch is sent later."""
@@ -63,14 +112,68 @@ class Attachment:
         """Connects again, and sends what the secondary lacks."""
         self._set_paused(False)
 
+    def set(
+        self,
+        *,
+        mode: Literal["async", "sync"] | None = None,
+        address: str | None = None,
+        bandwidth: int | None = None,
+        dead: float | None = None,
+        most_lag_bytes: int | None = None,
+        most_lag_seconds: float | None = None,
+    ) -> None:
+        """Changes the link while it works; it holds at once, and over restarts. What is not given stays.
+
+        Args:
+            mode: "sync": writes wait for the secondary from when it has caught up. "async": they do not, and those that
+                wait return.
+            address: where the secondary is now ("host:port"). The connection ends and the link dials there; a node that
+                is not the one that was paired is refused.
+            bandwidth: bytes per second that are sent at most, 1 KiB to 1 TiB; 0: no limit. Over any time it is no more
+                than that and a burst, an eighth of a second's or 2 KiB. Heartbeats go at once and count; what comes
+                back is not limited.
+            dead: seconds of silence after which the secondary is given up and dialled again, 0.05 to 600 and more than
+                the heartbeat, 1 s. This, too, makes a new connection.
+            most_lag_bytes: of the journal, 1 MiB to 1 PiB, that the secondary may lack before writers wait for it; 0:
+                any number. Operations never wait.
+            most_lag_seconds: 0.1 to 86400, that the oldest event which it lacks may be old before writers wait; 0: any
+                age. Both bounds hold while the link is connected, from when the secondary is within them: a link that
+                is down, or has much to make up for, stops nobody, and is ``degraded``.
+
+        Raises:
+            UsageError: a value outside its rule, or nothing to change; nothing was changed.
+            NotFound: the link was removed.
+        """
+        from pyrepl.runtime.transport import parse_address
+
+        self._check()
+        wanted = {"mode": mode, "address": address, "bandwidth": bandwidth, "dead": dead,
+                  "most_lag_bytes": most_lag_bytes, "most_lag_seconds": most_lag_seconds}
+        given: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+        if not given:
+            raise UsageError(f"link {self.name!r}: nothing to change: give one of {', '.join(wanted)}", name=self.name)
+        for name, value in given.items():
+            if name not in ("mode", "address"):
+                check_number(name, value, *((int,) if name in ("bandwidth", "most_lag_bytes") else (int, float)))
+        if address is not None and parse_address(address)[1] == 0:
+            raise UsageError(f"{address!r} has no port to connect to: give that of the other node", address=address)
+        with self._link.guard:
+            self._link.set(**given)
+        if self._dialer is not None:
+            self._dialer.changed()
+        self._keep("changing")
+        self._group.emit({"event": "link-changed", "group": self._group.name, "link": self.name, **given})
+
     def wait_synced(self, timeout: float | None = None, progress: Progress | None = None) -> dict[str, Any]:
-        """Returns when the secondary is consistent and durably holds all that was written before the call; the status
-        then.
+        """Returns when the secondary says, over a connection that stands, that it is consistent and durably holds all
+        that was written before the call, and knows who has written it (the generation); and in mode ``sync`` writes
+        wait for it from here on (it is not degraded). Returns the status then. What it said before the link broke or
+        was paused does not count: it may be no more.
 
         Args:
             timeout: seconds, None for ever.
             progress: called with the status a few times a second (``divergent_bytes``, ``lag_bytes``, ``bytes_sent``,
-                ``state``).
+                ``state``). What it raises ends the waiting and is the caller's.
 
         Raises:
             WaitTimeout: it goes on in the background; the text says where it stands.
@@ -80,21 +183,96 @@ class Attachment:
         target = self._group.site.window.state().end_lsn
 
         def synced(status: dict[str, Any]) -> bool:
-            return bool(status["consistent"] and status["durable_lsn"] >= target and not status["divergent_bytes"])
+            holds = status["consistent"] and status["durable_lsn"] >= target and not status["divergent_bytes"]
+            with self._link.guard:
+                return bool(holds and status["connected"] and not status["degraded"] and self._link.is_informed)
 
         return self._wait(synced, f"synced up to LSN {target}", timeout, progress)
 
-    def wait_applied(self, lsn: int, timeout: float | None = None) -> None:
-        """Returns when the secondary has performed everything up to ``lsn``. Errors as of :meth:`wait_synced`."""
-        self._wait(lambda status: bool(status["applied_lsn"] >= lsn), f"applied up to LSN {lsn}", timeout, None)
+    def wait_applied(self, lsn: int, timeout: float | None = None, progress: Progress | None = None) -> None:
+        """Returns when the secondary has performed everything up to ``lsn``. Arguments and errors as of
+        :meth:`wait_synced`."""
+        self._wait(lambda status: bool(status["applied_lsn"] >= lsn), f"applied up to LSN {lsn}", timeout, progress)
 
     # ---- for the group
+
+    def judge_lag(self) -> None:
+        """Writers wait, or go on, by how far the secondary is behind, if that is bounded."""
+        link = self._link
+        if is_bounded(link.options):
+            with link.guard:
+                link.judge_lag(self._age() if link.options.most_lag_seconds else 0.0)
+
+    def forecast(self) -> Forecast:
+        """What the secondary will be like further on."""
+        self._check()
+        with self._link.guard:
+            return self._link.forecast()
+
+    def hand_over(self) -> None:
+        """The group has stepped down: the secondary is told so, if it has everything."""
+        with self._link.guard:
+            self._link.handing_over = True
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether it is worth waiting for it to hear that."""
+        with self._link.guard:
+            return self._link.is_open and not self._link.handed_over
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether it has heard that."""
+        with self._link.guard:
+            return self._link.handed_over
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether it has heard that, or leads already."""
+        with self._link.guard:
+            return self._link.handed_over or self._link.leads_there
+
+    @property
+    def local_host(self) -> str:
+        """The address of this machine by which it reaches the secondary; empty: it is not connected."""
+        return self._dialer.local_host if self._dialer is not None else ""
+
+    def overrule(self) -> None:
+        """The secondary is told to lose what only it has, at the next connection; durable on return."""
+        with self._link.guard:
+            if self._link.is_open:
+                raise Refused(
+                    f"link {self.name!r} is connected: there is no split brain with its secondary, and nothing to lose",
+                    reason="state",
+                    link=self.name,
+                )
+            self._link.ledger.overrules = True
+        self._group.site.checkpoint()
+        if self._dialer is not None:
+            self._dialer.hurry()
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the secondary was reached since the start, and goes on from this site's history."""
+        with self._link.guard:
+            return self._link.answered
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether an attempt at it has come to nothing, or none is made."""
+        with self._link.guard:
+            return self._link.state in ("down", "refused", "diverged", "paused")
+
+    def redial(self) -> None:
+        """Ends the connection, and makes another."""
+        if self._dialer is not None:
+            self._dialer.redial()
 
     def start(self) -> None:
         """Begins to connect."""
         from pyrepl.runtime.dialer import Dialer
 
-        self._dialer = Dialer(self._link, os.urandom)
+        self._dialer = Dialer(self._link, os.urandom, self.judge_lag)
         self._dialer.start()
 
     def stop(self) -> None:
@@ -108,6 +286,15 @@ class Attachment:
 
     # ---- inside
 
+    def _age(self) -> float:
+        """Seconds since the oldest event was written that the secondary lacks, 0 if it is not known or there is none.
+        With the guard. It is asked after each write: what was read for this position is remembered."""
+        lsn = self._link.base.lsn
+        if self._oldest[0] != lsn or not self._oldest[1]:
+            self._oldest = lsn, self._link.ledger.oldest_ns()
+        oldest = self._oldest[1]
+        return max(0.0, time.time() - oldest / 1e9) if oldest else 0.0
+
     def _set_paused(self, paused: bool) -> None:
         self._check()
         if self._dialer is not None:
@@ -115,10 +302,14 @@ class Attachment:
                 self._dialer.pause()
             else:
                 self._dialer.resume()
+        self._keep("pausing")
+
+    def _keep(self, doing: str) -> None:
+        """What was changed outlives a restart."""
         try:
-            self._group.site.checkpoint()  # a pause outlives a restart
+            self._group.site.checkpoint()
         except Exception as error:
-            raise self._group.failure(error, f"group {self._group.name!r}: pausing link {self.name!r}") from error
+            raise self._group.failure(error, f"group {self._group.name!r}: {doing} link {self.name!r}") from error
 
     def _check(self) -> None:
         self._group.check()
@@ -135,7 +326,7 @@ class Attachment:
         while True:
             self._check()
             status, now = self.status(), time.monotonic()
-            if progress is not None and (now - told >= 0.2 or told == begin or reached(status)):
+            if progress is not None and (now - told >= TELL_EVERY or told == begin or reached(status)):
                 progress(status)
                 told = now
             if reached(status):
@@ -157,3 +348,15 @@ class Attachment:
                 )
             time.sleep(pause if timeout is None else max(0.0, min(pause, begin + timeout - now)))
             pause = min(pause * 2, _LOOK[1])
+
+
+def check_number(name: str, value: Any, *kinds: type) -> Any:
+    """An option of a link that is a number.
+
+    Raises:
+        UsageError: it is of another type.
+    """
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        kind = "a whole number" if kinds == (int,) else "a number"
+        raise UsageError(f"link option {name} = {value!r}: give {kind}", option=name)
+    return value

@@ -1,7 +1,8 @@
 """Which stores a group has, as of one place of its order: pure values that are the same at every site.
 
 Decides what a name may be and how long a store may be. Must not know where a site keeps a store's bytes (that is a
-:class:`Place`, local), nor what an operation does to the catalog (``operations``).
+:class:`Place`, local), what a site has beside them (:class:`View` and :class:`Image`, local), nor what an operation
+does to the catalog (``operations``).
 """
 
 from __future__ import annotations
@@ -9,19 +10,25 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 
 from pyrepl._core import layout
-from pyrepl.errors import Exists, NotFound, UsageError
+from pyrepl.errors import Exists, NotFound, Refused, UsageError
 
 VOLUME, SNAPSHOT = "volume", "snapshot"
+UNFINISHED = "unfinished"  # a volume that is still being filled: it is found by its number only
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
-MOST_STORES = layout.MAX_STORES - 64  # slots are left for the scratch and for deleted stores still shown by others
+MOST_VIEWS = 64
+MOST_IMAGES = 16
+# Slots are left for views, for images, for the scratch, and for deleted stores still shown by others.
+MOST_STORES = layout.MAX_STORES - MOST_VIEWS - 64
 
 
 class Store(msgspec.Struct, frozen=True, kw_only=True):
-    """A volume or a snapshot. ``id`` is never used again in its group; ``origin`` is the store it was made from."""
+    """A volume, finished or not, or a snapshot. ``id`` is never used again in its group; ``origin`` is the store it was
+    made from."""
 
     id: int
     name: str
@@ -35,6 +42,57 @@ class Place(msgspec.Struct, frozen=True):
 
     slot: int
     path: str
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """What one store showed at one LSN, kept by this site alone until it is closed. ``id`` is from
+    ``layout.FIRST_LOCAL`` on and never used again at this site; ``store`` and ``name`` are those of the store then.
+    ``label``: it is kept over restarts, with all others of that label; "": it ends with the process. ``source``: what
+    showed that when it was made, if not the store: a part of the protective snapshot."""
+
+    id: int
+    store: int
+    name: str
+    size: int
+    lsn: int
+    label: str = ""
+    source: int = 0
+
+
+class ProtectiveSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The last consistent state of a secondary that is none now: where it stood (``item``: the number of the last one),
+    its stores, and the views that show them (store -> view)."""
+
+    lineage: list[tuple[bytes, int]]
+    lsn: int
+    item: int
+    stores: list[Store]
+    next_id: int
+    views: dict[int, int]
+
+
+class ImageKey(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An image as an operation names it: each site has a copy of its own under this name. ``digest``: SHA-256."""
+
+    name: Annotated[str, msgspec.Meta(max_length=255)]
+    size: int
+    digest: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that is registered at this site. ``id`` is from the same range as that of a view. ``identity``: what the
+    file was known by when its digest was made. ``leaving``: it is gone when nobody shows it any more."""
+
+    id: int
+    key: ImageKey
+    slot: int
+    path: str
+    identity: tuple[int, ...]
+    leaving: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.key.name
 
 
 class Catalog:
@@ -65,11 +123,16 @@ class Catalog:
 
         Raises:
             NotFound: there is none; the text lists some that there are.
+            Refused: it is not finished (``reason="unfinished"``).
         """
         for store in self.stores.values():
             if store.name == name:
+                if store.kind == UNFINISHED:
+                    raise Refused(
+                        f"{name!r} is still being made: it can be used when the rewind that makes it has ended",
+                        reason="unfinished", name=name, retryable=True)
                 return store
-        some = ", ".join(sorted(s.name for s in self.stores.values())[:5]) or "none"
+        some = ", ".join(sorted(s.name for s in self.stores.values() if s.kind != UNFINISHED)[:5]) or "none"
         raise NotFound(f"there is no store {name!r} in this group (it has: {some})", name=name)
 
     def is_taken(self, name: str) -> bool:

@@ -8,14 +8,14 @@ who asks. Every map is a superset of the truth: a rule may mark too much, never 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from pyrepl._core import layout
 from pyrepl._core.regions import RegionMap
-from pyrepl.operations import Copied, Created, Deleted, Effect, Resized
+from pyrepl.operations import Copied, CopiedImage, Created, Deleted, Effect, Resized, Reworked, Scope
 
 Runs = list[tuple[int, int]]
 
@@ -46,6 +46,18 @@ def covered(head: memoryview | bytes, region_size: int) -> dict[int, Runs]:
     result: dict[int, Runs] = {}
     for i in np.nonzero(last > first)[0].tolist():
         result.setdefault(int(records["store"][i]), []).append((int(first[i]), int(last[i] - first[i])))
+    return result
+
+
+def touched(head: memoryview | bytes, region_size: int, stores: Collection[int]) -> dict[int, Runs]:
+    """Which regions of these stores a batch of events writes, whole or in part."""
+    records = descriptors(head)
+    result: dict[int, Runs] = {}
+    for i in np.nonzero(np.isin(records["store"], list(stores)))[0].tolist():
+        offset, length = int(records["offset"][i]), int(records["length"][i])
+        first = offset // region_size
+        count = (offset + length - 1) // region_size - first + 1
+        result.setdefault(int(records["store"][i]), []).append((first, count))
     return result
 
 
@@ -129,14 +141,21 @@ class Divergence:
                     if first < regions.size:
                         regions.clear(first, min(count, regions.size - first))
 
-    def perform(self, effects: Iterable[Effect]) -> None:
-        """An operation was performed at both sites at the same place."""
+    def perform(self, effects: Iterable[Effect], *, refused: bool = False) -> None:
+        """An operation was performed at both sites at the same place; ``refused``: at the secondary without what it
+        copies from images, or with another result of a plug-in."""
         for effect in effects:
             match effect:
                 case Created(store, regions, zero):
                     self.add(store, regions, differs=not zero)
                 case Copied(target, source, first, count):
                     self._mirror(target, source, first, count)
+                case CopiedImage(target, _, first, count) if refused:
+                    self._refuse(target, first, count)
+                case CopiedImage(target, _, first, count):  # the same digest: equal, as zeros are
+                    self._mirror(target, layout.SOURCE_ZERO, first, count)
+                case Reworked(reads, writes):
+                    self._rework(reads, writes, refused=refused)
                 case Resized(store, regions):
                     self._resize(store, regions)
                 case Deleted(store):
@@ -182,6 +201,32 @@ class Divergence:
             scope = RegionMap(regions.size)
             scope.mark(first, count)
             self._cancel(target, scope)
+
+    def _touches(self, scopes: Iterable[Scope]) -> bool:
+        """Whether something of these regions may differ, or is not there."""
+        for store, first, count in scopes:
+            regions = self.maps.get(store)
+            if regions is None or first + count > regions.size:
+                return True
+            run = regions.next_run(first) if first < regions.size else None
+            if run is not None and run[0] < first + count:
+                return True
+        return False
+
+    def _rework(self, reads: tuple[Scope, ...], writes: tuple[Scope, ...], *, refused: bool) -> None:
+        """Both sites made it from what they show themselves. Where that is the same, so is the result; but what a copy
+        brings of a later moment is not what this made of it."""
+        differs = refused or self._touches((*reads, *writes))
+        for store, first, count in writes:
+            if differs:
+                self._refuse(store, first, count)
+
+    def _refuse(self, target: int, first: int, count: int) -> None:
+        regions = self.maps.get(target)
+        if regions is not None and first < regions.size:
+            scope = RegionMap(regions.size)
+            scope.mark(first, min(count, regions.size - first))
+            self.enter(target, scope)
 
     def _resize(self, store: int, size: int) -> None:
         regions = self.maps.get(store)

@@ -1,7 +1,9 @@
 """A group of volumes with one journal, as users of the package hold it.
 
-Decides what a call on a group does with the engine: admission under one lock, waiting, links, and what a failure looks
-like from outside. The engine (``site``), its threads (``runtime``) and the meaning of operations are elsewhere.
+Decides what a call on a group does with the engine: admission under one lock, waiting, and what a failure looks like
+from outside. Its links (``attachments``), changes of role (``changeover``, ``succession``), ``comparisons``
+and the list of what was performed (``performed``) are rooms of their own; so are the engine (``site``), its threads
+(``runtime``) and the meaning of operations. How a group comes to be is ``opening``.
 
     fault     None while the group works; then the error that every call raises. It is looked at without a lock on the
               path of a write, for it changes once.
@@ -12,27 +14,43 @@ from __future__ import annotations
 import os
 import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pyrepl import operations
 from pyrepl._core.device import FileDevice
-from pyrepl.attachment import Attachment
+from pyrepl.attachments import Attachments
 from pyrepl.border import again, typed
-from pyrepl.catalog import SNAPSHOT, VOLUME, Catalog, check_name
+from pyrepl.catalog import SNAPSHOT, UNFINISHED, VOLUME, Catalog, check_name
 from pyrepl.catalog import Store as StoreEntry
-from pyrepl.errors import Corrupt, Exists, NotFound, PyreplError, Refused, UsageError, WaitTimeout
-from pyrepl.journal import Journal
+from pyrepl.catalog import View as ViewEntry
+from pyrepl.changeover import Changeover
+from pyrepl.comparisons import Comparisons
+from pyrepl.delay import check_delay
+from pyrepl.errors import NotFound, PyreplError, Refused, UsageError, WaitTimeout
+from pyrepl.image import Image, add_image, copy_from
 from pyrepl.operations import Operation
-from pyrepl.options import SiteOptions
-from pyrepl.results import OperationResult, check_timeout
+from pyrepl.performed import performed, written_down
+from pyrepl.plugin import maker as plugin_maker
+from pyrepl.results import TELL_EVERY, OperationResult, Progress, check_timeout
+from pyrepl.roles import PRIMARY, SECONDARY
 from pyrepl.runtime.driver import Driver
-from pyrepl.runtime.placement import PATIENCE, FilePlacement, check_free, make_journal, open_patiently, path_of
-from pyrepl.site import PRIMARY, SECONDARY, Site
-from pyrepl.volume import Snapshot, Store, Volume
+from pyrepl.runtime.hooks import TIMEOUT, Hook, Hooks, Passing
+from pyrepl.runtime.placement import FilePlacement, check_free, path_of
+from pyrepl.runtime.plugins import InstalledPlugins
+from pyrepl.site import Admission, Site
+from pyrepl.succession import Succession
+from pyrepl.trial import JOURNAL, Trial, Trials, check_journal_size
+from pyrepl.unordered import UnorderedSet
+from pyrepl.volume import Snapshot, Store, View, Volume
+
+if TYPE_CHECKING:
+    from pyrepl.attachment import Attachment
+    from pyrepl.explaining import Explanation
+    from pyrepl.kept import KeptSnapshot
+    from pyrepl.runtime.listener import Feed
+    from pyrepl.runtime.plugins import Operation as PluginOperation
 
 ACTIVE, FAILED, CLOSED = "active", "failed", "closed"
 Emit = Callable[[dict[str, Any]], None]
@@ -47,100 +65,42 @@ class Group:
     """
 
     def __init__(
-        self, name: str, *, site: Site | None, placement: FilePlacement, emit: Emit, fault: PyreplError | None = None
+        self,
+        name: str,
+        *,
+        site: Site | None,
+        placement: FilePlacement,
+        emit: Emit,
+        fault: PyreplError | None = None,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         self.name = name
         self.fault = fault
         self._site = site
         self._placement = placement
-        self._emit = emit
+        self.emit = emit
         self._closed = False
         self._closing = threading.Lock()
-        self._admission = threading.Lock()
-        self._links: dict[str, Attachment] = {}
-        self._guard = threading.RLock()  # of all links of this group
+        self.admission = threading.Lock()
+        self.feeds: Callable[[Site], list[Feed]] = lambda site: []  # connections that feed this group; the node's
+        self.introduce: Callable[[], tuple[str, list[tuple[str, int]]]] = lambda: ("", [])  # the node: name, listeners
+        self.rewinding = threading.Lock()
+        self._viewing = threading.Lock()  # of opening and closing views
+        self._refused: Counter[str] = Counter()  # operations by kind that were not admitted
+        self.attachments = Attachments(self)
+        self.comparisons = Comparisons(self)
+        self.succession = Succession(self)
+        self.changeover = Changeover(self)
+        self.trials = Trials(self, placement.folder)
         if site is not None:
-            for link in site.links.values():
-                link.guard = self._guard  # before the applier, which folds and saves links, begins
-                self._links[link.name] = Attachment(self, link)
+            site.roles.asked = self.succession.begin
+            self.attachments.enter_site(site)
+            self._hooks = site.gate = Hooks(site, hooks, emit)  # before the applier begins, too
+            plugins = site.plugins = InstalledPlugins()
             self._driver = Driver(site, self._failed)
-
-    # ---- made by the node
-
-    @classmethod
-    def create(
-        cls,
-        name: str,
-        journal: str,
-        *,
-        journal_size: int | None,
-        role: str,
-        node_id: bytes,
-        folder: Path,
-        options: SiteOptions,
-        force: bool,
-        emit: Emit,
-    ) -> Group:
-        """Formats a journal; see :meth:`Node.create_group`."""
-        made = False
-        try:
-            if journal_size is not None:
-                make_journal(journal, journal_size)
-                made = True
-            check_free(journal)
-            device = open_patiently(journal, 0.0)
-            try:
-                if not force:
-                    _check_no_journal(device)
-                placement = FilePlacement(folder, alignment=options.alignment)
-                site = Site.create(
-                    device,
-                    name=name,
-                    node_id=node_id,
-                    role=role,
-                    options=options,
-                    placement=placement,
-                    entropy=os.urandom,
-                    created_ns=time.time_ns(),
-                )
-            except BaseException:
-                device.close()
-                raise
-            return cls(name, site=site, placement=placement, emit=emit)
-        except BaseException as error:
-            if made:
-                os.unlink(journal)
-            if isinstance(error, Exception):
-                raise typed(error, f"making group {name!r} on {journal}", group=name) from error
-            raise
-
-    @classmethod
-    def open(cls, name: str, journal: str, *, node_id: bytes, folder: Path, emit: Emit) -> Group:
-        """Recovers a group. One that cannot be is returned failed: every call raises why."""
-        placement = FilePlacement(folder, alignment=4096)
-        try:
-            device = open_patiently(journal, PATIENCE)
-            try:
-                placement = FilePlacement(folder, alignment=Journal.find(device).alignment)
-                site = Site.open(device, node_id=node_id, placement=placement, entropy=os.urandom)
-            except BaseException:
-                device.close()
-                raise
-            shelf = site.shelf
-            placement.sweep(
-                {place.path for place in shelf.places.values()}
-                | set(shelf.zombies.values())
-                | set(shelf.graveyard)
-                | ({shelf.scratch.path} if shelf.scratch is not None else set())
-            )
-            return cls(name, site=site, placement=placement, emit=emit)
-        except Exception as error:
-            placement.close()
-            fault = typed(error, f"opening group {name!r} on {journal}", group=name)
-            fault.__cause__ = error
-            traceback.clear_frames(error.__traceback__)  # they hold the devices that were opened so far
-            emit({"event": "group-failed", "group": name, "error": fault.code, "text": str(fault)})
-            return cls(name, site=None, placement=placement, emit=emit, fault=fault)
+            self._driver.after_step = self.attachments.judge_lags
+            self._hooks.hurry = plugins.hurry = self._driver.hurry
+            self._driver.hurry()  # a plug-in that was performed again may be done already
 
     # ---- about it
 
@@ -182,17 +142,47 @@ class Group:
     @property
     def volumes(self) -> list[Volume]:
         """In the order in which they were made."""
-        return [Volume(self, entry.id, entry.name) for entry in self._entries() if entry.kind == VOLUME]
+        return [Volume(self, entry.id, entry.name) for entry in self.entries() if entry.kind == VOLUME]
 
     @property
     def snapshots(self) -> list[Snapshot]:
         """Of all stores, oldest first."""
-        return [Snapshot(self, entry.id, entry.name) for entry in self._entries() if entry.kind == SNAPSHOT]
+        return [Snapshot(self, entry.id, entry.name) for entry in self.entries() if entry.kind == SNAPSHOT]
+
+    @property
+    def kept(self) -> list[KeptSnapshot]:
+        """Snapshots that this site alone keeps: of a history that it had to leave (``lost-<generation>``), oldest
+        first, then those of its protective snapshot (``protective``), while a secondary is not consistent."""
+        from pyrepl.kept import KeptSnapshot
+        from pyrepl.views import PROTECTIVE
+
+        self.check()
+        views = self.site.views
+        return [KeptSnapshot(self, entry) for entry in (*views.kept(), *views.kept(PROTECTIVE))]
+
+    def kept_snapshot(self, name: str) -> KeptSnapshot:
+        """The kept snapshot of that name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        kept = {snapshot.name: snapshot for snapshot in self.kept}
+        try:
+            return kept[name]
+        except (KeyError, TypeError):
+            some = ", ".join(sorted(kept)[:5]) or "none"
+            raise NotFound(f"group {self.name!r} has no kept snapshot {name!r} (it has: {some})", name=name) from None
+
+    @property
+    def images(self) -> list[Image]:
+        """That are registered at this site, oldest first."""
+        self.check()
+        return [Image(self, entry) for entry in list(self.site.gallery.images.values())]
 
     @property
     def links(self) -> list[Attachment]:
         self.check()
-        return list(self._links.values())
+        return list(self.attachments)
 
     def volume(self, name: str) -> Volume:
         """The volume of that name.
@@ -212,6 +202,15 @@ class Group:
         kind: type[Volume] | type[Snapshot] = Volume if entry.kind == VOLUME else Snapshot
         return kind(self, entry.id, name)
 
+    def image(self, name: str) -> Image:
+        """The image of that name at this site.
+
+        Raises:
+            NotFound: there is none.
+        """
+        self.check()
+        return Image(self, self.site.gallery.find(name))
+
     def link(self, name: str) -> Attachment:
         """The link of that name.
 
@@ -219,11 +218,7 @@ class Group:
             NotFound: there is none.
         """
         self.check()
-        try:
-            return self._links[name]
-        except (KeyError, TypeError):
-            some = ", ".join(sorted(self._links)) or "none"
-            raise NotFound(f"group {self.name!r} has no link {name!r} (it has: {some})", name=name) from None
+        return self.attachments.find(name)
 
     def status(self) -> dict[str, Any]:
         """Figures for people and programs: bytes, LSNs, words of closed lists. Works for a group that failed, too."""
@@ -231,12 +226,32 @@ class Group:
         if site is None or self._closed:
             known: dict[str, Any] = {"group": self.name, "role": site.role if site is not None else None, "links": []}
         else:
-            known = {**site.status(), "links": [link.status() for link in list(self._links.values())]}
+            fed = any(feed.is_open for feed in self.feeds(site))
+            known = {**site.status(), "links": self.attachments.status(), "hooks": self._hooks.told(),
+                     "trials": self.trials.told(), "primary_connected": fed if site.role != PRIMARY else None}
         return {
             **known,
             "state": self.state,
             "error": str(self.fault) if self.fault is not None and not self._closed else None,
         }
+
+    def latency(self) -> dict[str, dict[str, Any]]:
+        """How long things took here, since the group was opened: of ``write`` and ``flush`` as their callers waited, of
+        ``operation`` from its place in the order to its performance.
+
+        Returns:
+            by name: ``buckets``: [upper bound in seconds, how many took no longer], ``count``, ``sum`` in seconds.
+        """
+        return {
+            name: {"buckets": [list(bucket) for bucket in buckets], "count": count, "sum": total}
+            for name, (buckets, count, total) in self.site.window.latencies().items()
+        }
+
+    def operation_counts(self) -> dict[tuple[str, str], int]:
+        """Operations since the group was opened, by (kind, result): "performed" here, or "refused" at admission (kind
+        "none": before it was one)."""
+        performed = {(kind, "performed"): count for kind, count in self.site.applier.performed.copy().items()}
+        return performed | {(kind, "refused"): count for kind, count in self._refused.copy().items()}
 
     # ---- stores
 
@@ -274,7 +289,7 @@ class Group:
             if path is None:
                 raise UsageError(f"volume {name!r} needs a device, or a size for a file of its own", name=name)
             check_free(path)
-            with self._border(f"looking at {path}"), FileDevice(path, writable=False) as device:
+            with self.border(f"looking at {path}"), FileDevice(path, writable=False) as device:
                 size = device.size // self.region_size * self.region_size
             if size == 0:
                 raise UsageError(
@@ -294,7 +309,13 @@ class Group:
         return Volume(self, result.created[name], name, result)
 
     def snapshot(
-        self, name: str, *, volumes: list[Volume | str] | None = None, wait: bool = True, timeout: float | None = None
+        self,
+        name: str,
+        *,
+        volumes: list[Volume | str] | None = None,
+        verify: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
     ) -> OperationResult:
         """Snapshots of all volumes (or of these), at one LSN. They are named ``<volume>-<name>``, however many there
         are.
@@ -316,23 +337,49 @@ class Group:
             origins[:] = [self.name_of(volume, catalog) for volume in chosen]
             return operations.snapshot(catalog, origins, [f"{origin}-{name}" for origin in origins])
 
-        result = self.operate(make, wait=wait, timeout=timeout)
+        result = self.operate(make, verify=verify, wait=wait, timeout=timeout)
         names = [f"{origin}-{name}" for origin in origins]
         result.snapshots = [Snapshot(self, result.created[full], full, result) for full in names]
         return result
 
+    def add_image(
+        self, name: str, path: str | os.PathLike[str], *, progress: Progress | None = None
+    ) -> Image:
+        """Registers a file or block device as an image at this site: a third copy, from which stores are restored,
+        synchronized or cloned by a command. It is never written. Each site registers its own copy, under the same name;
+        a primary, or a secondary, at any time.
+
+        All of it is read once for its digest (SHA-256). From then on the file must not be changed until the image is
+        gone (:meth:`Image.remove`): stores may show what it holds, until it was copied to them in the background. If it
+        is changed nevertheless, operations from it are refused, and a group of which a store shows it stops.
+
+        Args:
+            name: unique in the group, among images and stores.
+            path: of whole regions of the group. Other groups and programs may read it at the same time.
+            progress: called a few times a second with a dict (``bytes_done``, ``bytes_total``). What it raises ends the
+                registration and is the caller's.
+
+        Raises:
+            Exists: the name is taken.
+            NotFound, UsageError, InUse, DeviceError: the file is not there, not made of whole regions, used by a store,
+                or cannot be read.
+            Refused: too many images (``reason="limit"``); changed while it was read (``"changed"``).
+        """
+        return add_image(self, self._placement, name, path, progress)
+
     def copy_range(
         self,
-        source: Store | str,
+        source: Store | Image | str,
         source_offset: int,
         target: Store | str,
         target_offset: int,
         length: int,
         *,
+        verify: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> OperationResult:
-        """A range of ``target`` becomes equal to the same range of ``source``. No data move.
+        """A range of ``target`` becomes equal to the same range of ``source``, a store or an image. No data move.
 
         Raises:
             UsageError: the offsets differ, or the range is not made of whole regions.
@@ -345,17 +392,79 @@ class Group:
                 target_offset=target_offset,
             )
         return self.operate(
-            lambda catalog: operations.copy_range(
-                catalog,
-                self.name_of(source, catalog),
-                self.name_of(target, catalog),
-                source_offset,
-                length,
-                region_size=self.region_size,
+            lambda catalog: copy_from(
+                self, "copy-range", catalog, self.name_of(target, catalog), source, source_offset, length
             ),
+            verify=verify,
             wait=wait,
             timeout=timeout,
         )
+
+    def unordered(
+        self, *, verify: bool = False, wait: bool = True, timeout: float | None = None
+    ) -> UnorderedSet:
+        """Several operations at one point of the order: all of them, or none. They are collected in a ``with`` block
+        and admitted as one event where it ends::
+
+            with group.unordered() as ops:
+                ops.restore(data, monday)
+                ops.snapshot(logs, "x")
+            ops.result.members
+
+        If the block raises, nothing is admitted. What it looks like after a crash, and at every secondary: the whole
+        set, or nothing of it.
+
+        Args:
+            verify: what it has written is compared with every secondary's; see :meth:`OperationResult.wait_verified`.
+            wait: the block ends when the set is performed here; else when it has its place in the order.
+            timeout: seconds to wait at most.
+
+        Raises (where the block ends):
+            UsageError: one operation writes a store that another one reads or writes; the text names the two.
+            Refused: the group was made with ``ordering="strict"`` (``reason="ordering"``).
+            And what a member alone would raise; then nothing was changed.
+        """
+        self.check()
+        check_timeout(timeout)
+        return UnorderedSet(self, verify=verify, wait=wait, timeout=timeout)
+
+    def explain(self, *, timeout: float | None = None) -> Explanation:
+        """What an operation would change and cost, without making it. It is told in a ``with`` block, in the words of
+        :meth:`unordered`; several are a set::
+
+            with group.explain() as ops:
+                ops.restore(data, monday)
+            ops.result["links"][0]["bytes_removed"]
+
+        The result is a dict: ``lsn``, the end of the order when it was asked; ``kind``; ``bytes_changed``: of whole
+        regions whose content would become another here; ``links``, for each:
+
+        - ``name``, ``state``, ``consistent``, ``lag_bytes`` (of the journal, which go before the operation): of the
+          link as it is now.
+        - ``performed_as``: "command", or "data" (a link that was never paired, whose secondary begins later). Whether a
+          secondary has an image is not known before it is asked to use it: it counts as there.
+        - ``command_bytes``: on the wire, of the command with its frame.
+        - ``divergent_bytes``, ``divergent_bytes_after``: of regions that differ at the secondary, when it has come to
+          that place, without the operation and with it.
+        - ``bytes_added``, ``bytes_removed``: of regions that differ, and will be copied, because of it; that do not
+          differ any more because of it, and will never be copied.
+        - ``bytes_avoided``: what shipping the changed data would put on the wire.
+
+        What is copied or written between the answer and the operation changes the figures of divergence.
+
+        Args:
+            timeout: seconds to wait until what has its place in the order now is performed here.
+
+        Raises (where the block ends):
+            What making the operation would raise; Refused (``reason="busy"``) if the journal drops what a link lacks
+            faster than it can be read; WaitTimeout.
+        """
+        from pyrepl.explaining import Explanation
+
+        self.check()
+        check_timeout(timeout)
+        self.require_primary()
+        return Explanation(self, timeout=timeout)
 
     def mark(
         self, name: str, payload: bytes = b"", *, wait: bool = True, timeout: float | None = None
@@ -363,20 +472,179 @@ class Group:
         """A message of up to 4096 bytes at this point of the order, which changes nothing and passes every site."""
         return self.operate(lambda _: operations.mark(name, payload), wait=wait, timeout=timeout)
 
+    def perform(
+        self,
+        operation: PluginOperation | str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        verify: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> OperationResult:
+        """Performs a plug-in operation at one point of the order, at this site and at every secondary.
+
+        It sees its stores as they are at that point, and writes to copies that nobody sees: all of it is swapped in at
+        once, or, if it fails, nothing is changed anywhere, and :attr:`OperationResult.failed` says why. While it runs,
+        what was written later waits for it in the journal, and so do readers of the stores that it writes.
+
+        Args:
+            operation: of a class that an entry point of the group ``pyrepl.operations`` names, at every site; or the
+                name of that entry point.
+            arguments: with which the class is called, if its name is given.
+            verify: see :meth:`Volume.restore`.
+            wait: False: return when it has its place in the order.
+            timeout: seconds to wait at most for its performance.
+
+        Raises:
+            UsageError: no entry point names its class; arguments that are not plain, or do not make it again; a
+                footprint that is none.
+            NotFound: a store of its footprint does not exist.
+        """
+        return self.operate(plugin_maker(self, operation, arguments), verify=verify, wait=wait, timeout=timeout)
+
+    def on_mark(
+        self,
+        mark: str,
+        run: Callable[[Passing], object] | Sequence[str] | None,
+        *,
+        timeout: float = TIMEOUT,
+        hold: bool = False,
+    ) -> None:
+        """What this site does, from now on, where a mark of that name passes: at the primary and at each secondary
+        whoever wants it says so there. It is not kept over a restart; see :meth:`Node.open`.
+
+        Args:
+            mark: the name; ``"*"``: every mark that has no hook of its own.
+            run: a callable, given a :class:`pyrepl.Passing`; or a program (its whole path) with its arguments, which is
+                told ``PYREPL_GROUP``, ``PYREPL_MARK``, ``PYREPL_LSN`` and ``PYREPL_ROLE`` by its environment, and the
+                payload on standard input. None: nothing any more.
+            timeout: seconds, at most 300; then a program is killed, and nobody waits for a callable any more.
+            hold: the applier stands before the mark until the hook has ended or its time is over: the stores are, and
+                stay, as of that point. It is released early when the journal fills, for writes never wait for it.
+                After a crash in the middle it runs again. Otherwise it runs after the mark, at most once.
+
+        What came of it is in ``status()["hooks"]``, and an event.
+
+        Raises:
+            UsageError: the text names value and rule.
+        """
+        self.check()
+        if run is None:
+            self._hooks.set(mark, None)
+        else:
+            self._hooks.set(mark, Hook(mark, run, timeout=timeout, hold=hold))
+
+    # ---- views
+
+    def open_view(self, store: Store | str) -> View:
+        """What a volume or snapshot shows now, kept as it is until the view is closed: read-only, at this site only.
+
+        On a primary it shows every write that has returned. On a secondary it shows what has arrived (and is old
+        enough, see :meth:`set_delay`), at one LSN of the primary; while that is resynchronized, the LSN of its
+        protective snapshot (``status()["protective"]``). What is overwritten meanwhile costs space here, as with a
+        snapshot; a restart closes all views.
+
+        Raises:
+            Refused: a secondary that is not consistent now, and keeps nothing (``reason="inconsistent"``); 64 views
+                are open (``reason="limit"``).
+            NotFound: there is no such store.
+        """
+        self.check()
+        with self.border("opening a view"), self._viewing:
+            catalog = self.site.visible
+            name = self.name_of(store, catalog)
+            entry = self._entry(name)
+            kind: type[Volume] | type[Snapshot] = Volume if entry.kind == VOLUME else Snapshot
+            made = self.site.views.open(entry.id)
+        return View(self, kind(self, entry.id, name), made)
+
+    def open_views(self, stores: list[int]) -> list[ViewEntry]:
+        """Views of these stores, by number, at one LSN: all of them, or none."""
+        self.check()
+        with self.border("opening views"), self._viewing:
+            return self.site.views.open_all(stores)
+
+    def close_views(self, views: list[ViewEntry]) -> None:
+        """Harmless the second time, and after the group was closed."""
+        for entry in views:
+            self.close_view(View(self, None, entry))
+
+    def open_trial(self, *, journal_size: int = JOURNAL) -> Trial:
+        """A test of a failover: a writable copy of all volumes as this site has them now, at one LSN, while replication
+        goes on. At this site only, in no stream; what is written there never reaches the volumes of the group. It is
+        gone when it is closed, and with a restart of the node.
+
+        It costs space in the node's folder: its journal and what is written to it; and, as a view, what is overwritten
+        in the group meanwhile. Without space left the trial fails; so may the group, if its stores share that space.
+
+        Args:
+            journal_size: bytes of its journal: how much may be written to it and not be in its volumes' files yet.
+
+        Raises:
+            Refused: a secondary that is not consistent now (``reason="inconsistent"``); no volumes; too many views.
+            DeviceError: no space.
+        """
+        return self.trials.make(check_journal_size(journal_size))
+
+    def close_view(self, view: View) -> None:
+        """See :meth:`View.close`."""
+        try:
+            with self.border(f"closing view {view.name!r}"), self._viewing:
+                self.site.views.close(view.id)
+        except PyreplError:
+            if self.fault is None:
+                raise  # else a start closes what is open
+
+    # ---- what is chosen for this site
+
+    @property
+    def delay(self) -> float:
+        """Seconds; see :meth:`set_delay`."""
+        return self.site.delay.seconds
+
+    def set_delay(self, seconds: float) -> None:
+        """From now on this site, while it is a secondary, performs an event when it is so old; durable on return.
+
+        Everything is received, made durable and acknowledged at once, so that neither the primary nor a link in mode
+        sync notices. But readers here, and views, see what is performed: what an operator did wrong at the primary can
+        be read here as it was before. A takeover or promotion performs all that has arrived first. Age is by the time
+        of the primary's record and the clock of this machine. Data that a synchronization copies do not wait by
+        themselves. When the journal fills the oldest is performed before its time: ``status()["delay"]`` says so.
+
+        Args:
+            seconds: 0 (none: what waits is performed at once) to 30 days.
+
+        Raises:
+            UsageError: another value; nothing was changed.
+        """
+        check_delay(seconds)
+        with self.border("setting the delay"):
+            self.site.exclusive(lambda: self.site.delay.set(seconds))
+        self._driver.hurry()
+
     # ---- waiting
 
     def flush(self) -> int:
         """Everything that was written before this call survives the loss of power; the LSN up to which."""
-        with self._border("flushing"):
+        with self.border("flushing"):
             return self.site.window.flush()
 
-    def wait(self, lsn: int | None = None, *, where: str = "primary", timeout: float | None = None) -> int:
+    def wait(
+        self,
+        lsn: int | None = None,
+        *,
+        where: str = "primary",
+        timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> int:
         """Returns when everything up to ``lsn`` is performed: here, or at the secondary of the link ``where``; the LSN.
 
         Args:
             lsn: None: all that has its place in the order now.
             where: "primary" (or "here"), or the name of a link.
             timeout: seconds, None for ever.
+            progress: called a few times a second with a dict (``applied_lsn``; of a link: its status). What it raises
+                ends the waiting and is the caller's.
 
         Raises:
             WaitTimeout: it goes on.
@@ -391,19 +659,39 @@ class Group:
         elif isinstance(lsn, bool) or not isinstance(lsn, int) or lsn < 0 or (lsn > end and self.role == PRIMARY):
             raise UsageError(f"LSN {lsn!r}: the last that was given is {end}", lsn=lsn, end=end)
         if where not in (PRIMARY, "here"):
-            self.link(where).wait_applied(lsn, timeout)
+            self.link(where).wait_applied(lsn, timeout, progress)
             return lsn
         self._driver.hurry()
-        with self._border(f"waiting for LSN {lsn}"):
-            if not window.wait_applied(lsn, timeout):
+        with self.border(f"waiting for LSN {lsn}"):
+            if not self._wait_applied(lsn, timeout, progress):
                 raise WaitTimeout(
                     f"group {self.name!r}: LSN {lsn} is not performed after {timeout} s; it goes on", lsn=lsn
                 )
         return lsn
 
+    def _wait_applied(self, lsn: int, timeout: float | None, progress: Progress | None) -> bool:
+        window = self.site.window
+        if progress is None:
+            return window.wait_applied(lsn, timeout)
+        begin = time.monotonic()
+        while True:
+            left = None if timeout is None else max(0.0, begin + timeout - time.monotonic())
+            if window.wait_applied(lsn, TELL_EVERY if left is None else min(left, TELL_EVERY)):
+                return True
+            progress({"lsn": lsn, "applied_lsn": window.state().applied_lsn})
+            if left is not None and left <= TELL_EVERY:
+                return False
+
     # ---- links
 
-    def add_link(self, name: str, address: str, *, mode: Literal["async", "sync"] = "async") -> Attachment:
+    def connect(self) -> None:
+        """Links begin to connect, and a change of role that was under way goes on: the group is open."""
+        self.attachments.start()
+        self.succession.begin()
+
+    def add_link(
+        self, name: str, address: str, *, mode: Literal["async", "sync"] = "async", bandwidth: int = 0
+    ) -> Attachment:
         """Attaches the secondary that listens at ``address`` ("host:port"), and begins to synchronize it in the
         background.
 
@@ -411,46 +699,233 @@ class Group:
             name: of the link, unique in the group.
             address: where the other node listens. It need not be there yet.
             mode: "async": writes never wait for it. "sync": they return when its journal holds them, while it keeps up.
+            bandwidth: bytes per second that are sent at most, from the first synchronization on; 0: no limit.
+
+        Mode, address and bandwidth can be changed later: :meth:`Attachment.set`.
 
         Raises:
             Exists: a link has that name.
             Refused: this group is a secondary.
         """
-        from pyrepl.link import Link
-        from pyrepl.runtime.transport import parse_address
-
         self.check()
-        check_name(name)
-        with self._border(f"adding link {name!r}"):
-            if parse_address(address)[1] == 0:
-                raise UsageError(f"{address!r} has no port to connect to: give that of the other node", address=address)
-            if name in ("primary", "here"):
-                raise UsageError(f"{name!r} means this site: give the link another name", name=name)
-            with self._admission:
-                if name in self._links:
-                    raise Exists(
-                        f"group {self.name!r} has a link {name!r}: give another name, or remove it first", name=name
-                    )
-                link = Link(self.site, name, address=address, mode=mode, guard=self._guard)
-                self.site.attach(link)
-                attachment = self._links[name] = Attachment(self, link)
-        attachment.start()
-        self._emit({"event": "link-added", "group": self.name, "link": name, "address": address, "mode": mode})
-        return attachment
+        return self.attachments.add(name, address, mode, bandwidth)
 
     def remove_link(self, name: str) -> None:
         """Detaches it. What is known of the secondary is forgotten; its stores stay as they are."""
-        attachment = self.link(name)
-        attachment.stop()
-        with self._border(f"removing link {name!r}"), self._admission:
-            if self._links.pop(name, None) is not None:
-                self.site.detach(name)
-        self._emit({"event": "link-removed", "group": self.name, "link": name})
+        self.check()
+        self.attachments.remove(name)
 
-    def start_links(self) -> None:
-        """Begins to connect (the node calls this when the group is open)."""
-        for attachment in list(self._links.values()):
-            attachment.start()
+    def verify(
+        self,
+        *,
+        repair: bool = True,
+        link: str | None = None,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Compares all stores with those of the secondaries, as of one point of the order, by digests (XXH3-128);
+        writes go on meanwhile and are never taken for a difference. Of a group with more than 32 stores, 32 at a time.
+
+        Args:
+            repair: what differs is copied, and nothing else; the call waits for that.
+            link: the name of one link; None: all.
+            timeout: seconds; a link that is not done by then counts as failed. A link that is not connected for 10 s,
+                or on which nothing moves for 30 s, does so in any case.
+            progress: called a few times a second with the result so far. What it raises ends the verification, and is
+                the caller's.
+
+        Returns:
+            ``lsn``, and ``links``: by name ``state`` (equal, repaired, different, failed), ``reason`` (of the latter),
+            ``regions`` (that there are), ``regions_compared``, ``regions_different``, ``regions_known_to_differ`` (the
+            link had still to copy them), ``extents`` (the first 256 that differ: ``store``, ``offset``, ``length``),
+            ``bytes_on_wire``, ``seconds``.
+
+        Raises:
+            Refused: a secondary; no link, or no store (``reason="empty"``); another verification is under way
+                (``"busy"``).
+            NotFound: there is no such link.
+            WaitTimeout: this site itself did not come to that point in time.
+        """
+        self.check()
+        check_timeout(timeout)
+        self.require_primary()
+        chosen = [self.link(link)] if link is not None else self.links
+        if not chosen or not self.entries():
+            raise Refused(f"group {self.name!r} has no link, or no store: there is nothing to verify", reason="empty")
+        return self.comparisons.verify(chosen, repair=repair, timeout=timeout, progress=progress)
+
+    # ---- roles
+
+    def demote(self, *, timeout: float | None = 30.0, force: bool = False) -> int:
+        """This site steps down: from primary to secondary, for good, over restarts too. Writers are refused from the
+        call on, every secondary gets all that was written, and then hears that it may be promoted. The links of this
+        site end and are forgotten: whoever is promoted adds one that leads here.
+
+        Args:
+            timeout: seconds to wait for the secondaries; when they are over the group goes on as primary.
+            force: without waiting for anybody. What a secondary lacks by then is lost to it if it is promoted.
+
+        Returns:
+            the last LSN.
+
+        Raises:
+            Refused: a secondary already (``reason="role"``); a link is not connected (``"behind"``).
+            WaitTimeout: a secondary does not have everything; the group is primary as before.
+        """
+        self.check()
+        with self.border("stepping down"):
+            return self.changeover.demote(timeout, force)
+
+    def promote(self, *, alone: bool = False) -> int:
+        """This secondary becomes primary, over restarts too: its stores can be written from here on.
+
+        Args:
+            alone: although its primary has not stepped down, as far as this site has heard. If that one writes on, both
+                histories part, and one of them is lost.
+
+        Returns:
+            the LSN after which its generation begins.
+
+        Raises:
+            Refused: a primary already (``reason="role"``); not an earlier state of its primary, and without ``alone``
+                it does not go back to its protective snapshot, or it keeps none (``"inconsistent"``); the primary has
+                not stepped down (``"primary"``).
+        """
+        self.check()
+        with self.border("becoming primary"):
+            return self.changeover.promote(alone=alone, gone=False)
+
+    def takeover(self, *, dry_run: bool = False) -> int:
+        """This secondary becomes primary because the primary is gone. What it had written and not sent is lost, unless
+        the link was in mode ``sync`` and not degraded. One that is being resynchronized goes back to its protective
+        snapshot first (``status()["protective"]``): what came after that is lost too. When the old primary comes back,
+        demote it there and add a link to it here. Returns and raises as :meth:`promote`, and:
+
+        Args:
+            dry_run: only whether it may: raises as it would, changes nothing, and returns the LSN from which the group
+                would go on.
+
+        Raises:
+            Refused: the primary is connected (``reason="connected"``).
+        """
+        self.check()
+        with self.border("taking over"):
+            if dry_run:
+                return self.changeover.judge_takeover()
+            return self.changeover.promote(alone=True, gone=True)
+
+    def unprotect(self) -> None:
+        """Gives the protective snapshot of this secondary up, and with it the space that it takes; none is kept again
+        until this secondary is consistent. It cannot take over until then.
+
+        Raises:
+            Refused: a primary, which has none (``reason="role"``).
+        """
+        self.check()
+        with self.border("giving the protective snapshot up"):
+            self.site.protective.give_up()
+
+    def abandon_unfinished(self) -> None:
+        """What a rewind left that did not come to its end is deleted, if operations are made here."""
+        if self.site.accepts and any(entry.kind == UNFINISHED for entry in self.site.end.catalog):
+            from pyrepl.rewinding import abandon_unfinished
+
+            abandon_unfinished(self)
+
+    def migrate(self, link: Attachment | str, *, timeout: float | None = 30.0, back: str | None = None) -> int:
+        """A planned swap: this primary steps down, the secondary of this link becomes primary, and links back to here.
+        Nothing is lost, and nothing is copied. Writers are refused here from the call on (``reason="role"``).
+
+        The request to lead is durable: over a cut or a crash of either site it is performed as soon as they meet. Until
+        then nobody leads; ``status()["successor"]`` names the link. To lead here again: ``promote(alone=True)``, if the
+        other site has not heard (there ``handed_over`` is false).
+
+        Args:
+            link: handle or name. The successor gets the other links of this group too.
+            timeout: seconds until every secondary has everything: when they are over the group goes on as primary. And
+                once more until the successor has linked back.
+            back: ``host:port`` by which the successor reaches this node. None: the first address at which it listens;
+                where that means all addresses, the one by which this machine reaches the successor. The link back is
+                named as this node, and has mode and limits of ``link``.
+
+        Returns:
+            the last LSN of this site's reign.
+
+        Raises:
+            NotFound: there is no such link.
+            Refused: a secondary (``reason="role"``); a link is not connected (``"behind"``); this node listens nowhere
+                (``"address"``). The group is primary as before.
+            WaitTimeout: a secondary does not have everything in time: the group is primary as before. Or the successor
+                has not linked back in time: the text says how far it is, and it goes on; ``context["role"]`` is what
+                this site is now.
+        """
+        self.check()
+        name = link if isinstance(link, str) else link.name
+        with self.border(f"handing over to link {name!r}"):
+            return self.changeover.migrate(name, timeout, back)
+
+    def resolve(self, loser: str) -> int:
+        """Ends a split brain: the loser gives up what it has written since the last event that both sites have, and is
+        resynchronized by what differs. What it showed is kept at its site, as snapshots ``<volume>-lost-<generation>``
+        (:attr:`kept`), until they are deleted. Said at either side, once.
+
+        Args:
+            loser: "here", or this node's name or id: this site steps down, if it is primary, and waits for a link of
+                the other one. Or the name of a link of this primary, or the node id of its secondary: at the next
+                connection that one steps down, if it is primary, and follows.
+
+        Returns:
+            the last LSN of this site, before.
+
+        Raises:
+            NotFound: neither this node nor a link.
+            UsageError: it may mean both.
+            Refused: this site is a secondary, and cannot name another one (``reason="role"``); the link is connected
+                (``"state"``); this site was never paired (``"lineage"``).
+        """
+        self.check()
+        with self.border("resolving a split brain"):
+            return self.changeover.resolve(loser)
+
+    def loss(self, loser: str) -> dict[str, Any]:
+        """What :meth:`resolve` would take from this loser; nothing is changed.
+
+        Args:
+            loser: as of :meth:`resolve`.
+
+        Returns:
+            ``loser`` ("here", or the name of a link), ``fork_lsn`` (the last event that both sites have), ``lsn`` (the
+            last one of the loser), ``since`` (when the first event after the fork was written, seconds since 1970),
+            ``stores`` (``store`` and ``bytes``: written since), ``operations`` (made since, so many), ``whole`` (False:
+            the journal holds only a part of that, and it is more), ``kept`` (names of the snapshots that it would be
+            kept in). What this site does not know is None: of another site all but the two LSNs, and everything if
+            there was no split brain when the two met last.
+
+        Raises:
+            NotFound, UsageError, Refused: as of :meth:`resolve`.
+        """
+        from pyrepl.losing import loss
+
+        self.check()
+        with self.border("looking for what would be lost"):
+            return loss(self, loser)
+
+    def require_primary(self) -> None:
+        """Raises Refused (``reason="role"``) if events cannot get their place here."""
+        if self.site.roles.asking:
+            raise Refused(
+                f"group {self.name!r} was started as primary, and asks first whether another site leads meanwhile: "
+                f"{', '.join(self.site.status()['asking']) or 'all'} did not answer yet (see the status of the links). "
+                f"It leads when all have; promote(alone=True), `pyrepl promote {self.name} --alone`, asks nobody",
+                reason="asking",
+                retryable=True,
+                group=self.name,
+            )
+        if not self.site.accepts:
+            changing = self.site.role == PRIMARY  # it begins to lead, or steps down
+            what = "is changing its role here: try again" if changing else (
+                "is a secondary here: write, and make operations, at its primary")
+            raise Refused(f"group {self.name!r} {what}", reason="role", retryable=changing, group=self.name)
 
     # ---- for stores, links and results
 
@@ -464,9 +939,54 @@ class Group:
         result = self.site.result(lsn)
         return result.bytes_changed if result is not None else None
 
+    def figures(self, lsn: int) -> list[int]:
+        """Bytes changed by each member of the set at this LSN, as far as they are known."""
+        result = self.site.result(lsn)
+        return [member.bytes_changed for member in result.members] if result is not None else []
+
+    def outcome(self, lsn: int) -> list[tuple[bytes, str]]:
+        """Of the plug-ins of the operation at this LSN: digest, and why it failed, for each member of a set; else for
+        the operation. Empty: it is not known."""
+        result = self.site.result(lsn)
+        if result is None:
+            return []
+        if result.members:
+            return [(one.digest, one.failed) for one in result.members]
+        return [(result.digest, result.failed)]
+
+    def operations(self, earlier: bool = False) -> list[dict[str, Any]]:
+        """What was performed here since the group was opened, oldest first, the last 1024: ``lsn``, ``kind``, ``time``
+        (seconds since 1970, by the clock of the primary of then, when it got its place; None: not known), ``seconds``
+        (from there to its performance here), ``arguments``,
+        of a plug-in ``digest`` (hexadecimal digits: what it said of what it did) and ``failed`` (None, or why it did
+        nothing), ``bytes_changed``, ``bytes_avoided`` (as of :attr:`OperationResult.bytes_avoided`; 0 at a
+        secondary), and
+        ``created``, the names of the stores that it made and that there still are, of a set
+        ``members``, the same of each but its LSN; ``refused``: None, or why this site, a secondary, could not perform
+        what it copies from images (its primary sends the data); ``verified``: of an operation whose result is
+        compared, by link ``state``, ``reason``, ``regions_compared`` and ``regions_different`` (else None);
+        ``secondaries``: by link "performed", "refused" (the data were sent in place of it) or "pending".
+
+        Args:
+            earlier: also those from before the group was opened, as far as its journal still holds them: it is read
+                for that, all of it. Of those ``seconds``, ``bytes_changed`` and ``bytes_avoided`` are None.
+        """
+        self.check()
+        known = performed(self)
+        if not earlier:
+            return known
+        first = known[0]["lsn"] if known else self.applied_lsn + 1
+        with self.border("reading the journal"):
+            return [one for one in written_down(self) if one["lsn"] < first] + known
+
+    def entries(self) -> list[StoreEntry]:
+        """Of the catalog as of the journal's end, without what is unfinished."""
+        self.check()
+        return [entry for entry in self.site.visible if entry.kind != UNFINISHED]
+
     def look_up(self, name: str) -> StoreEntry | None:
         """The catalog's entry of that name, as of the journal's end."""
-        return next((entry for entry in self._entries() if entry.name == name), None)
+        return next((entry for entry in self.entries() if entry.name == name), None)
 
     def name_of(self, store: Store | str, catalog: Catalog) -> str:
         """The name of a store that was given by handle or by name.
@@ -494,6 +1014,7 @@ class Group:
         make: Callable[[Catalog], Operation],
         *,
         devices: Mapping[str, str] | None = None,
+        verify: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> OperationResult:
@@ -502,25 +1023,36 @@ class Group:
         Args:
             make: its constructor, given the catalog as of the journal's end.
             devices: store name -> path, for stores that it creates on devices of their own.
+            verify: its result is compared with every secondary's; ``wait`` waits for that too.
             wait: False: return when it has its place in the order and is in the journal.
             timeout: seconds to wait at most for its performance.
         """
         self.check()
         check_timeout(timeout)
         site = self.site
-        if site.role != PRIMARY:
-            raise Refused(
-                f"group {self.name!r} is a secondary here: operations are made at its primary",
-                reason="role",
-                group=self.name,
-            )
-        with self._border("admitting an operation"):
-            with self._admission:
-                admission = self._reserving(devices, lambda paths: site.admit(make(site.end.catalog), paths))
-            self._driver.hurry()
-            site.window.commit(admission.lsn)
+        self.require_primary()
+        if verify:
+            return self.comparisons.operate(make, devices, wait, timeout)
+        kind = "none"
+
+        def admit(paths: dict[str, str]) -> Admission:
+            nonlocal kind
+            operation = make(site.end.catalog)
+            kind = operation.kind
+            return site.admit(operation, paths)
+
+        try:
+            with self.border("admitting an operation"):
+                with self.admission:
+                    admission = self._reserving(devices, admit)
+                self._driver.hurry()
+                site.window.commit(admission.lsn)
+        except PyreplError:
+            with self.admission:
+                self._refused[kind] += 1
+            raise
         result = OperationResult(self, admission)
-        self._emit(
+        self.emit(
             {
                 "event": "operation",
                 "group": self.name,
@@ -532,6 +1064,16 @@ class Group:
         if wait:
             result.wait(timeout=timeout)
         return result
+
+    def border(self, doing: str) -> Border:
+        """Errors of the engine leave this ``with`` block as typed ones; see :meth:`failure`."""
+        return Border(self, doing)
+
+    def between_steps(self, doing: str, call: Callable[[], T]) -> T:
+        """What the call returns, run where nothing of the engine changes meanwhile."""
+        with self.border(doing):
+            value: T = self.site.exclusive(call)
+        return value
 
     def failure(self, error: Exception, what: str) -> PyreplError:
         """What is to be raised for an error of the engine. If it is the end of the group, it is that from here on."""
@@ -559,8 +1101,10 @@ class Group:
                 self.fault = Refused(f"group {self.name!r} is closed", reason="closed", group=self.name)
             if self._site is None:
                 return
-            for attachment in list(self._links.values()):
-                attachment.stop()
+            self.succession.stop()
+            self.attachments.stop()
+            self.trials.close_all()
+            self._hooks.close()
             try:
                 self._driver.close()
             except Exception as error:
@@ -589,17 +1133,10 @@ class Group:
             fault = again(fault)
         fault.__cause__ = error
         self.fault = fault
-        self._emit({"event": "group-failed", "group": self.name, "error": fault.code, "text": str(fault)})
-
-    def _border(self, doing: str) -> _Border:
-        return _Border(self, doing)
-
-    def _entries(self) -> list[StoreEntry]:
-        self.check()
-        return list(self.site.end.catalog.stores.values())
+        self.emit({"event": "group-failed", "group": self.name, "error": fault.code, "text": str(fault)})
 
     def _entry(self, name: str, kind: str = "") -> StoreEntry:
-        entries = [entry for entry in self._entries() if not kind or entry.kind == kind]
+        entries = [entry for entry in self.entries() if not kind or entry.kind == kind]
         for entry in entries:
             if entry.name == name:
                 return entry
@@ -607,8 +1144,9 @@ class Group:
         raise NotFound(f"group {self.name!r} has no {kind or 'store'} {name!r} (it has: {some})", name=name)
 
     def _prepare(self, name: str, size: int, devices: Mapping[str, str]) -> int:
-        with self._border(f"preparing volume {name!r}"), self._admission:
-            return self._reserving(devices, lambda paths: self.site.prepare_volume(name, size, paths.get(name, "")))
+        with self.border(f"preparing volume {name!r}"), self.admission:
+            intake = self.site.intake
+            return self._reserving(devices, lambda paths: intake.prepare_volume(name, size, paths.get(name, "")))
 
     def _reserving(self, devices: Mapping[str, str] | None, admit: Callable[[dict[str, str]], T]) -> T:
         """Takes given devices before the admission, and gives them back if it fails."""
@@ -625,7 +1163,7 @@ class Group:
             raise
 
 
-class _Border:
+class Border:
     """Makes errors of the engine typed ones; see ``border``."""
 
     def __init__(self, group: Group, doing: str) -> None:
@@ -638,14 +1176,3 @@ class _Border:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):
             raise self._group.failure(error, f"group {self._group.name!r}: {self._doing}") from error
-
-
-def _check_no_journal(device: FileDevice) -> None:
-    with suppress(Corrupt):
-        found = Journal.find(device)
-        name = bytes(found.superblock["name"]).rstrip(b"\0").decode(errors="replace")
-        raise Exists(
-            f"{device.name} holds the journal of a group {name!r}: open the node that it belongs to, give another "
-            f"device, or use force=True to lose it",
-            device=device.name,
-        )

@@ -20,6 +20,7 @@ from pyrepl._core.device import Device
 from pyrepl._core.window import scan_log
 from pyrepl.errors import Corrupt, PyreplError
 from pyrepl.journal import Checkpoint, Journal
+from pyrepl.lineage import Lineage
 
 BLOCK = layout.BLOCK
 AGAIN = 4  # times that a finding is looked at before it counts
@@ -66,15 +67,13 @@ def check(device: Device) -> Verdict:
 
 
 def _superblocks(device: Device) -> list[Finding]:
-    findings = []
+    bad = []
     for offset in (0, (device.size // BLOCK - 1) * BLOCK):
         try:
             layout.unpack_superblock(device.read(offset, BLOCK))
         except ValueError as error:
-            findings.append(
-                Finding(f"the superblock at {offset} is not whole: {error} (the other copy will do)", False)
-            )
-    return findings
+            bad.append(f"the superblock at {offset} is not whole: {error}")
+    return [Finding(f"{text} (the other copy will do)", False) for text in bad] if len(bad) == 1 else []
 
 
 def _check_log(journal: Journal) -> Verdict | None:
@@ -202,7 +201,15 @@ def _note(kind: int, body: bytes) -> dict[str, Any]:
     if kind == notes.PERFORMED:
         note = notes.decode_performed(body)
         what = items.decode(note.body) if note.is_item else operations.decode(note.body)
-        return {**told, "lsn": note.lsn, "until": note.position, "performed": _plain(what)}
+        told = {**told, "lsn": note.lsn, "until": note.position, "performed": _plain(what)}
+        if note.outcomes:
+            told["outcomes"] = _hex([msgspec.structs.asdict(one) for one in note.outcomes])
+        if note.worked:
+            told["worked"] = [{"store": one.store, "slot": one.placed.slot, "runs": len(one.runs),
+                               "regions": sum(count for _, count in one.runs)} for one in note.worked]
+        if note.differs:
+            told["differs"] = note.differs
+        return told
     if kind == notes.RELEASED:
         return {**told, "slot": notes.decode_released(body).slot}
     if kind == notes.GENERATION:
@@ -210,6 +217,16 @@ def _note(kind: int, body: bytes) -> dict[str, Any]:
         return {**told, "generation": begun.generation.hex(), "after_lsn": begun.lsn}
     if kind == notes.GIVEN:
         return {**told, "devices": notes.decode_given(body).paths}
+    if kind == notes.REFUSED:
+        refused = notes.decode_refused(body)
+        return {**told, "lsn": refused.lsn, "reason": refused.reason}
+    if kind == notes.RETURNED:
+        back = notes.decode_returned(body)
+        return {**told, "lsn": back.lsn, "generation": Lineage.decode(back.lineage).at(back.lsn).hex()}
+    if kind == notes.OPENED:
+        return {**told, "view": msgspec.to_builtins(notes.decode_opened(body).view)}
+    if kind == notes.CLOSED:
+        return {**told, "views": notes.decode_closed(body).views}
     raise ValueError(f"a note of type {kind}, which this version does not know")
 
 
@@ -222,6 +239,7 @@ def _batch(record: bytes) -> dict[str, Any]:
         "first_lsn": head.first_lsn,
         "count": head.count,
         "payload_bytes": head.payload_length,
+        "time_ns": head.time_ns,
     }
     if head.kind == layout.BATCH_EVENTS:
         return {**told, "last_lsn": head.first_lsn + head.count - 1, "events": [_extent(one) for one in descriptors]}
@@ -254,6 +272,8 @@ def _hex(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, dict):
+        if value.get("op") == "perform" and isinstance(value["arguments"], bytes):
+            value = {**value, "arguments": operations.decode_arguments(value["arguments"])}
         return {key: _hex(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_hex(inner) for inner in value]
@@ -280,6 +300,7 @@ def summary(journal: Journal, checkpoint: Checkpoint) -> dict[str, Any]:
             "stores": [
                 {"id": store.id, "name": store.name, "kind": store.kind, "size": store.size} for store in body.stores
             ],
+            "views": msgspec.to_builtins(body.views),
             "links": sorted(body.links),
         },
     }

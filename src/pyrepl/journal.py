@@ -18,8 +18,10 @@ from pyrepl._core.batch import REASONS
 from pyrepl._core.crc32c import crc32c
 from pyrepl._core.device import Device
 from pyrepl._core.window import scan_log
-from pyrepl.catalog import Place, Store
+from pyrepl.catalog import Image, Place, ProtectiveSnapshot, Store, View
 from pyrepl.errors import Corrupt, UsageError
+from pyrepl.items import Decided, LinkInfo, Refusal, Tail
+from pyrepl.operations import Outcome
 from pyrepl.options import MIB, SiteOptions
 
 BLOCK = layout.BLOCK
@@ -49,6 +51,23 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     links: dict[str, bytes]
     fed_by: bytes | None
     given: dict[int, str] = {}  # store -> device that an operation which is not performed yet was given for it
+    handed_over: bool = False  # the primary has stepped down here: this secondary may be promoted
+    succession: list[LinkInfo] | None = None  # links of the successor that is to lead by itself, or is to be asked to
+    successor: str = ""  # this site was the primary and has stepped down: the link by which its successor is asked
+    tails: dict[bytes, Tail] = {}  # it was the primary and has stepped down here: what each secondary may lack
+    yields: bool = False  # this site was told to lose what no other site has
+    remembered: dict[bytes, bytes] = {}  # node that fed this site -> what is known of it, as of a link
+    views: list[View] = []  # their places and maps stand among those of the stores
+    next_view: int = layout.FIRST_LOCAL
+    ordering: str = "relaxed"  # "strict": no sets
+    images: list[Image] = []
+    refusals: list[Refusal] = []  # of a secondary, since it was last consistent
+    protective: ProtectiveSnapshot | None = None  # of a secondary that is not consistent; its views are among the views
+    waived: bool = False  # none is kept until it is consistent again
+    refusing: dict[int, str] = {}  # LSN of an operation that is not performed yet -> why not all of it will be
+    decided: Decided | None = None  # of a secondary: what came at the primary of the operation that is next
+    outcomes: dict[int, list[Outcome]] = {}  # LSN -> what came of its plug-ins, until all links have passed it
+    delay: float = 0.0  # seconds: a secondary performs an event when it is so old
 
 
 def pack_maps(body: Body) -> Body:

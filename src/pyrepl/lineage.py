@@ -53,6 +53,20 @@ class Lineage:
         """The lineage of a site that begins a generation after this LSN."""
         return Lineage((*self.pairs, (generation, lsn)))
 
+    @property
+    def generations(self) -> set[bytes]:
+        """All of them."""
+        return {generation for generation, _ in self.pairs}
+
+    def tail(self, lsn: int, fork: int) -> set[bytes]:
+        """The generations of the events after ``fork`` that a site at ``lsn`` of this lineage holds."""
+        ends = [*self._starts[1:], lsn]
+        return {
+            generation
+            for (generation, start), end in zip(self.pairs, ends, strict=True)
+            if max(start, fork) < min(end, lsn)
+        }
+
     def starts_with(self, other: Lineage) -> bool:
         """Whether ``other`` is an earlier part of this one."""
         return self.pairs[: len(other.pairs)] == other.pairs

@@ -1,18 +1,18 @@
 """The primary's side of one link: what it knows of the secondary, and what goes out next.
 
-    base     what holds at the secondary durably: position p and divergence D, moved by acknowledgements only, in order
+    ledger   what holds at the secondary durably, and what it lacks that the log has dropped (``ledger``)
     ahead    what will hold there when everything that was sent has arrived: decides what to copy next
-    backlog  what the journal has dropped, or is about to, and the secondary lacks: skips and operations, in order
 
-Decides the content and order of the stream (model, "The link"). No threads, sockets or clocks; its methods are called
+Decides the content and order of the stream (model, "The link"). Must not know how a connection begins (``greeting``)
+or what of the knowledge is kept (``ledger``). No threads, sockets or clocks; its methods are called
 with ``guard`` held (a context manager; all links of a site share one), except :meth:`Plan.fetch`, which reads and may
 wait.
 
   L1  Only what is durable here is sent, so a secondary never holds events that this site lost.
-  L2  All of this lives in the checkpoint. A skip is sent only when a checkpoint that holds its fold is durable, and so
-      is any other knowledge that what is sent next would make stale (``_awaited``).
+  L2  The ledger lives in the checkpoint. A skip is sent only when a checkpoint that holds its fold is durable, and so
+      is any other knowledge that what is sent next would make stale (``await_save``).
   L3  After a break the secondary says where it stands. The way from base to there is walked through backlog and
-      journal; what was sent as copies without acknowledgement stays in D, and is copied again.
+      journal (``Ledger.advance``); what was sent as copies without acknowledgement stays in D, and is copied again.
   L4  A copy is read when everything before it in the stream was sent already, so nothing in the stream before it is
       newer.
   L5  A piece of the backlog does not grow once its skip may be at the secondary, and not across what was sent as
@@ -31,11 +31,14 @@ import msgspec
 from pyrepl import items, operations
 from pyrepl._core import batch, layout, pump
 from pyrepl._core.regions import RegionMap
+from pyrepl._core.stream import Outlet
 from pyrepl._core.window import Entry
-from pyrepl.catalog import VOLUME, Catalog, Store
-from pyrepl.divergence import Divergence, covered
+from pyrepl.bound import Bound, is_bounded
+from pyrepl.divergence import Runs, covered, touched
 from pyrepl.errors import PeerError, ProtocolError, Refused, UsageError, check
-from pyrepl.items import StoreInfo
+from pyrepl.forecast import Forecast
+from pyrepl.greeting import Greeting
+from pyrepl.items import Refusal
 from pyrepl.knowledge import (
     CopiedRegions,
     Dropped,
@@ -45,57 +48,77 @@ from pyrepl.knowledge import (
     Knowledge,
     Made,
     Performed,
-    Piece,
     Said,
     Skipped,
     kept_operation,
+    may_be_refused,
     unsettles,
 )
-from pyrepl.lineage import Lineage, common, is_valid
-from pyrepl.pairing import describe_limits, info_of, introduce, mismatch
+from pyrepl.ledger import Ledger, LinkRecord
+from pyrepl.lineage import Lineage, Pairs, is_valid
+from pyrepl.options import LinkOptions
+from pyrepl.pairing import info_of
+from pyrepl.parting import parting_of_two
+from pyrepl.probes import Probing
 from pyrepl.protocol import messages
-from pyrepl.protocol.messages import Ack, Close, Heartbeat, Hello, Pair, Paired, Refuse, Welcome
+from pyrepl.protocol.messages import Ack, Close, Digests, Forget, Heartbeat, Paired, Refuse, Welcome
 from pyrepl.protocol.session import Received, Session, State
 from pyrepl.resync import Step, Walk
 
 ASYNC, SYNC = "async", "sync"
 STATES = ("connecting", "streaming", "resyncing", "refused", "paused", "diverged", "down")
-MOST_FLIGHT = 64 << 20  # bytes sent and not acknowledged
 MOST_FRAMES = 4096  # frames sent and not acknowledged
-SAVE_EVERY = 256 << 20  # bytes of copied regions acknowledged: a primary that dies copies so much again at most
+MOST_LOT = 1 << 20  # bytes of the log that go out by one call, if one batch does not have more
 MOST_COPIES = 16 << 20  # bytes of copied regions sent and not acknowledged: what an event waits for behind them
+MOST_REFUSED = 16  # refused operations that are named in the status, the newest
 KINDS = ("events", "operations", "copied", "items", "control")
 
 
 # ---------------------------------------------------------------- what goes out
 
 class Out:
-    """A frame that is to go out as it stands. ``release`` when it is sent or copied away: it may pin the window's
-    memory."""
+    """Frames that are to go out as they stand: one in ``buffers``, or a lot of batches of events. ``release`` when they
+    are sent or copied away: they may pin the window's memory."""
 
-    __slots__ = ("buffers", "entry", "kind", "length")
+    __slots__ = ("_buffers", "entry", "kind", "lot")
 
-    def __init__(self, kind: str, buffers: list[Any], entry: Entry | None = None) -> None:
+    def __init__(self, kind: str, buffers: list[Any], entry: Entry | None = None, lot: Outlet | None = None) -> None:
         self.kind = kind
-        self.buffers = buffers
-        self.length = sum(len(buffer) for buffer in buffers)
+        self._buffers = buffers
         self.entry = entry
+        self.lot = lot
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self.lot.length if self.lot is not None else sum(len(buffer) for buffer in self._buffers)
+
+    @property
+    def buffers(self) -> list[Any]:
+        """All bytes of it, for whoever does not send a lot as one."""
+        return [bytes(self.lot)] if self.lot is not None else self._buffers
 
     def release(self) -> None:
         """Nothing of it is needed any more."""
-        self.buffers = []
+        self._buffers = []
         if self.entry is not None:
             self.entry.release()
             self.entry = None
+        if self.lot is not None:
+            self.lot.release()
+            self.lot = None
 
 
 class Plan:
-    """What is to be read before it can be sent: an event at a position, or a step of the resync."""
+    """What is to be read before it can be sent: what stands at a position of the journal, a lot of batches of events
+    where there are some, or a step of the resync."""
 
-    def __init__(self, link: Link, *, position: int = 0, step: Step | None = None) -> None:
+    def __init__(self, link: Link, *, position: int = 0, until: int = 0, step: Step | None = None) -> None:
         self.link = link
         self.position = position
+        self.until = until  # durable up to here
         self.step = step
+        self.lot: Outlet | None = None
         self.entry: Entry | None = None
         self.copied: tuple[bytes, memoryview, int] | None = None
 
@@ -105,7 +128,11 @@ class Plan:
         link, site = self.link, self.link.site
         if self.step is None:
             try:
-                self.entry = site.window.entry(self.position)
+                lot = Outlet(site.window)
+                if lot.fetch(self.position, self.until, MOST_LOT):
+                    self.lot = lot
+                else:
+                    self.entry = site.window.entry(self.position)
             except ValueError:
                 # The tail has passed it: it was folded since. If it was not, the log is bad.
                 if self.position >= site.window.state().tail_position:
@@ -117,58 +144,15 @@ class Plan:
                     generation=site.lineage.generation, lsn=link.ahead.lsn, item=link.item + 1)
 
 
-class LinkOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of one link. Times in seconds.
+def check_mode(mode: str) -> str:
+    """A mode of a link.
 
     Raises:
-        UsageError: a value outside its rule.
+        UsageError: there is no such.
     """
-
-    heartbeat: float = 1.0
-    dead: float = 5.0
-    """Nothing heard for so long: the connection is given up."""
-    backoff_first: float = 0.05
-    backoff_most: float = 5.0
-    most_flight: int = MOST_FLIGHT
-
-    def __post_init__(self) -> None:
-        for name, least, most in (("heartbeat", 0.01, 60.0), ("dead", 0.05, 600.0), ("backoff_first", 0.001, 60.0),
-                                  ("backoff_most", 0.001, 3600.0), ("most_flight", 1 << 20, 1 << 30)):
-            value = getattr(self, name)
-            if not least <= value <= most:
-                raise UsageError(f"link option {name} = {value}: must be from {least} to {most}", option=name)
-        if self.dead <= self.heartbeat:
-            raise UsageError(
-                f"link option dead = {self.dead}: must be more than heartbeat, {self.heartbeat}", option="dead"
-            )
-
-
-class PieceRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
-    """A piece of the backlog in a checkpoint."""
-
-    upto: int
-    position: int
-    regions: dict[int, bytes]
-    operation: bytes
-
-
-class LinkRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A link in a checkpoint."""
-
-    version: int = 1
-    name: str
-    address: str
-    mode: str
-    options: LinkOptions
-    peer: bytes | None
-    paused: bool
-    doubted: bool
-    lsn: int
-    position: int
-    stores: list[Store]
-    next_id: int
-    divergence: dict[int, bytes]
-    backlog: list[PieceRecord]
+    if mode not in (ASYNC, SYNC):
+        raise UsageError(f"link mode {mode!r}: must be {ASYNC!r} or {SYNC!r}", option="mode")
+    return mode
 
 
 class Link:
@@ -185,27 +169,16 @@ class Link:
 
     def __init__(self, site: Any, name: str, *, address: str, mode: str = ASYNC, peer: bytes | None = None,
                  options: LinkOptions | None = None, guard: AbstractContextManager[Any] | None = None) -> None:
-        if mode not in (ASYNC, SYNC):
-            raise UsageError(f"link mode {mode!r}: must be {ASYNC!r} or {SYNC!r}", option="mode")
         self.site = site
-        self.name, self.address, self.mode, self.peer = name, address, mode, peer
+        self.name, self.address, self.mode = name, address, check_mode(mode)
         self.options = options if options is not None else LinkOptions()
         self.guard: AbstractContextManager[Any] = guard if guard is not None else contextlib.nullcontext()
         self.paused = False
-        self._begun = False
-        self.base = Knowledge(0, 0, Catalog(), Divergence())
-        self.backlog: deque[Piece] = deque()
-        self._fold = 0  # number of the knowledge that is to be saved
-        self._captured = 0  # ... that the checkpoint being taken holds
-        self._saved = 0  # ... that a durable checkpoint holds
-        self._awaited = 0  # ... that must be saved before anything is sent
-        self._captured_position = 0
-        self.kept = 0  # position of the record in the last durable checkpoint: a restart needs the log from here on
-        self._copied_unsaved = 0  # bytes of copied regions that were acknowledged since the last save
-        self.checkpoint = 0  # the last durable checkpoint that was taken with this link
+        self.ledger = Ledger(site, peer)
         # of one connection
         self.session: Session | None = None
-        self.ahead = self.base
+        self.greeting: Greeting | None = None
+        self.ahead = self.ledger.base
         self.flight: deque[Flight] = deque()
         self.flight_bytes = self._copies_bytes = 0
         self.item = 0
@@ -213,6 +186,8 @@ class Link:
         self._will_be_consistent = False  # ... when all that was sent has arrived
         self._forked = False
         self._next_start: int | None = None  # the LSN at which the next generation is to be announced
+        self._announced = 0  # number of the item that announced the last one
+        self._heard_of = b""  # the last generation that the secondary durably knows
         self._caught_up = False
         self._catch_up = 0  # events before this journal position go before the next copy
         self._acked = self._acked_item = 0
@@ -223,163 +198,92 @@ class Link:
         self.bytes_sent = dict.fromkeys(KINDS, 0)
         self.frames_sent = 0
         self.connections = 0
-        self.resync_reason = "first synchronization"
-        self.doubted = False  # D was marked by hand: the secondary's word that it is consistent does not empty it
+        self.bound = Bound()
         self._ready = False  # the secondary's position was taken in
         self._remake: list[int] = []  # stores that are dropped and made again: not ours in size or name
-        self._paired_stores: list[Store] = []
-        self._pending_peer = b""
         self._walk = Walk(site.region_size)
+        self.handing_over = False  # this site has stepped down: the secondary is told so when it has everything
+        self.leads_there = False  # who answered last was a primary itself
+        self.met = b""  # node that answered last, whatever it said
+        self.answered = False  # since the start: the secondary goes on from this site's history
+        self._handover = 0  # number of the item that told it
+        self.refused: deque[Refusal] = deque(maxlen=MOST_REFUSED)
+        self._unresolved = 0  # operations in flight of which it is not known yet whether they were refused
+        self.probing: Probing | None = None  # a verification that is under way
+        self._forget = 0  # LSN of one that is over, to be said
+        self._decided = 0  # LSN of the plug-ins of which the outcomes were sent
+        self._undecided = 0  # LSN of plug-ins that are next, and that this site has not performed
 
-    # ---------------------------------------------------------------- checkpoints and the log
+    # ---------------------------------------------------------------- the ledger
 
-    def begin(self) -> None:
-        """The link's stream begins where the stores are now. Called by the applier's thread, which owns the catalog,
-        when the link becomes part of the group; at the latest by its first :meth:`save`."""
-        state = self.site.window.state()
-        # Nothing is known of the secondary: no store is there, each will be different everywhere once it is.
-        self.base = self.ahead = Knowledge(
-            state.applied_lsn, state.applied_position, self.site.catalog.copy(), Divergence()
-        )
-        self._begun = True
+    @property
+    def peer(self) -> bytes | None:
+        """Node id of the secondary, once there was one."""
+        return self.ledger.peer
+
+    @property
+    def base(self) -> Knowledge:
+        """What holds at the secondary durably."""
+        return self.ledger.base
 
     @property
     def position(self) -> int:
         """The log may not drop records at or after this position, unless :meth:`fold` has passed it."""
-        return self.backlog[-1].position if self.backlog else self.base.position
+        return self.ledger.position
+
+    def begin(self) -> None:
+        """The link's stream begins where the stores are now. Called by the applier's thread when the link becomes part
+        of the group; at the latest by its first :meth:`save`."""
+        self.ledger.begin()
+        self.ahead = self.base
+
+    def inherit(self) -> None:
+        """Takes over what the site remembers of the node that has answered. Called by the applier's thread when a
+        checkpoint begins, which makes it durable (L2)."""
+        node, self.ledger.heir = self.ledger.heir, b""
+        known = self.site.remembered.pop(node, None)
+        if known is not None:
+            self.ledger.inherit(known.ledger)
+            self.ahead = self.base
 
     def fold(self, until: int) -> None:
         """Takes what the log is about to drop, up to the journal position ``until``, into the backlog."""
-        if not self._begun:
+        ledger, ahead = self.ledger, self.ahead
+        if not ledger.begun:
             return
-        position, catalog = self.position, self._folded_catalog()
-        if position < until:
-            self._fold += 1
-        while position < until:
-            entry = self.site.window.entry(position)
-            check(entry is not None, "the log ends before what a link is to fold", link=self.name)
-            assert entry is not None
-            with entry:
-                position = entry.next_position
-                if entry.batch_kind == layout.BATCH_EVENTS:
-                    piece = self._growing(entry.last_lsn)
-                    for store in entry.stores():
-                        if store in catalog:
-                            regions = piece.regions.get(store)
-                            if regions is None:
-                                size = catalog[store].size // self.site.region_size
-                                regions = piece.regions[store] = RegionMap(size)
-                            pump.enter(entry, store, regions, self.site.region_size)
-                    piece.upto, piece.position, piece.fold = entry.last_lsn, position, self._fold
-                elif entry.batch_kind == layout.BATCH_OPERATION:
-                    operations.decode(bytes(entry.body)).apply(catalog)
-                    self.backlog.append(Piece(entry.last_lsn, position, self._fold,
-                                              operation=bytes(entry.head) + bytes(entry.payload)))
-                elif self.backlog:
-                    self.backlog[-1].position = position
-                else:
-                    self.base.position = position
-                    self.ahead.position = max(self.ahead.position, position)
-
-        if self._next_piece() is None:  # all of it was sent: the stream goes on behind it, for the log will not hold it
-            self.ahead.position = max(self.ahead.position, position)
-        share = self.site.journal.area_size // (4 * max(1, len(self.site.links)))
-        if self.session is None and self._backlog_size() > share:
-            self._give_up()
-
-    def _backlog_size(self) -> int:
-        """Bytes that the backlog takes in a checkpoint, about."""
-        return sum(32 + len(piece.operation) + sum(len(regions.encode()) for regions in piece.regions.values())
-                   for piece in self.backlog)
-
-    def _give_up(self) -> None:
-        """The backlog is too long for a checkpoint to keep: it becomes one skip, and all is copied after it. The
-        secondary's word that it is consistent says nothing of what lies behind the skip: ``doubted``."""
-        last, region_size = self.backlog[-1], self.site.region_size
-        catalog = self._folded_catalog()
-        whole = Piece(last.upto, last.position, self._fold)
-        whole.regions = {store.id: RegionMap(store.size // region_size, marked=True) for store in catalog}
-        self.backlog = deque([whole])
-        self.base.catalog = catalog  # of the skip's end: makes and drops come before it
-        self.base.divergence = Divergence()  # nothing is known of any store
-        self.doubted = True
-        self.resync_reason = "more operations than a backlog keeps"
+        ledger.fold(until, sent=ahead.lsn if self.session is not None else None)
+        if ledger.next_piece(ahead.lsn) is None:  # all was sent, and the log will not hold it: goes on behind
+            ahead.position = max(ahead.position, ledger.position)
+        if self.session is None:
+            ledger.shorten()
 
     def save(self) -> bytes:
         """What a checkpoint holds of this link; :meth:`saved` says when it is durable."""
-        if not self._begun:
+        if not self.ledger.begun:
             self.begin()
-        self._copied_unsaved = 0
-        self._captured, self._captured_position = self._fold, self.position
-        base = self.base
-        return msgspec.msgpack.encode(
-            LinkRecord(
-                name=self.name,
-                address=self.address,
-                mode=self.mode,
-                options=self.options,
-                peer=self.peer,
-                paused=self.paused,
-                doubted=self.doubted,
-                lsn=base.lsn,
-                position=base.position,
-                stores=list(base.catalog),
-                next_id=base.catalog.next_id,
-                divergence={store: regions.encode() for store, regions in base.divergence.maps.items()},
-                backlog=[
-                    PieceRecord(
-                        piece.upto,
-                        piece.position,
-                        {store: regions.encode() for store, regions in piece.regions.items()},
-                        piece.operation,
-                    )
-                    for piece in self.backlog
-                ],
-            )
-        )
+        return self.ledger.save(
+            name=self.name, address=self.address, mode=self.mode, options=self.options, paused=self.paused)
 
     def saved(self, checkpoint: int) -> None:
         """The checkpoint that :meth:`save` was last called for is durable."""
-        self._saved, self.kept = max(self._saved, self._captured), self._captured_position
-        self.checkpoint = checkpoint
+        self.ledger.saved(checkpoint)
 
     @property
     def wants_checkpoint(self) -> bool:
         """Whether the stream stands still until a checkpoint was taken, or much would be copied again without one."""
-        if self._copied_unsaved >= SAVE_EVERY:
+        if self.ledger.wants_checkpoint:
             return True
-        if self._saved < self._awaited:
-            return True
-        if self.session is None:
-            return False
-        piece = self._next_piece()
-        return piece is not None and not piece.operation and piece.fold > self._saved
+        piece = self.ledger.next_piece(self.ahead.lsn) if self.session is not None else None
+        return piece is not None and not piece.operation and not self.ledger.is_saved(piece)
 
     @classmethod
     def restore(cls, site: Any, data: bytes, guard: AbstractContextManager[Any] | None = None) -> Link:
-        """A link as its record says. Any skip of its backlog may have been sent since."""
+        """A link as its record says."""
         record = msgspec.msgpack.decode(data, type=LinkRecord)
-        link = cls(
-            site,
-            record.name,
-            address=record.address,
-            mode=record.mode,
-            peer=record.peer,
-            options=record.options,
-            guard=guard,
-        )
-        link._begun = True
-        link.kept = record.backlog[-1].position if record.backlog else record.position
-        link.paused, link.doubted = record.paused, record.doubted
-        link.base = Knowledge(record.lsn, record.position,
-                              Catalog({store.id: store for store in record.stores}, record.next_id),
-                              Divergence({store: RegionMap.decode(data) for store, data in record.divergence.items()}))
-        for old in record.backlog:
-            piece = Piece(old.upto, old.position, 0, operation=old.operation, sent=True)
-            piece.regions = {store: RegionMap.decode(data) for store, data in old.regions.items()}
-            link.backlog.append(piece)
+        link = cls(site, record.name, address=record.address, mode=record.mode, options=record.options, guard=guard)
+        link.paused = record.paused
+        link.ledger = Ledger.restore(site, record)
         link.ahead = link.base
-        link.resync_reason = "" if link.peer is not None else link.resync_reason
         return link
 
     def add_all(self, *stores: int) -> None:
@@ -389,32 +293,42 @@ class Link:
                 if store in knowledge.divergence.maps and store in knowledge.catalog:
                     size = knowledge.catalog[store].size // self.site.region_size
                     knowledge.divergence.add(store, size, differs=True)
-        self.doubted = True
-        self.resync_reason = "asked for"
+        self.ledger.doubt("asked for")
+
+    def set(self, *, mode: str | None = None, address: str | None = None, **wanted: Any) -> None:
+        """Becomes another in these, and in the options that are named; the next checkpoint makes it durable. A link
+        that becomes sync holds writes back from when it has caught up; one that becomes async lets go those that wait.
+
+        Raises:
+            UsageError: a value outside its rule; nothing was changed.
+        """
+        options = msgspec.structs.replace(self.options, **wanted)
+        self.mode, before = check_mode(self.mode if mode is None else mode), self.mode
+        self.options = options
+        self.bound.void()
+        self._settle_bound()
+        if address is not None and address != self.address:
+            self.address, self.last_error = address, ""
+        if self.mode != before:
+            self._caught_up = False
+            self._settle()
+
+    def forecast(self) -> Forecast:
+        """What the secondary will be like further on, by what is known and sent now."""
+        lsn = self.ahead.lsn
+        backlog = [piece.copy() for piece in self.ledger.backlog if piece.upto > lsn]
+        return Forecast(self.site, self.ahead.copy(), backlog, paired=self.peer is not None)
 
     # ---------------------------------------------------------------- one connection
 
     def connect(self, session: Session) -> bytes:
         """A connection was made: the frame that opens it."""
-        site = self.site
-        state = site.window.state()
         self._reset()
         self.session = session
+        self.greeting = Greeting(self.site, self.name, self.mode, self.ledger, session)
         self.state = "connecting"
-        return session.send(
-            Hello(
-                versions=[layout.WIRE_VERSION],
-                group=site.group_id,
-                group_name=site.name,
-                node=site.node_id,
-                link=self.name,
-                limits=messages.limits(site.alignment, site.region_size),
-                mode=self.mode,
-                lineage=site.lineage.encode(),
-                lsn=state.durable_lsn,
-                stores=introduce(site.end.catalog),
-            )
-        )
+        self.leads_there = False
+        return self.greeting.hello()
 
     def disconnect(self, error: str = "", state: str = "connecting") -> None:
         """The connection has ended: what was sent is unknown until the secondary says where it stands."""
@@ -439,17 +353,30 @@ class Link:
                 self._acknowledged(received)
             case Heartbeat():
                 pass
-            case Welcome():
-                return self._welcomed(received)
-            case Paired():
-                self._paired(received)
+            case Digests():
+                self._digests(received)
+            case Welcome() | Paired():
+                return self._greeted(received)
             case Refuse(code=code, text=text):
-                self._refuse(f"the secondary refuses: {text}", code)
+                self.leads_there = code == "role" or received.lineage is not None
+                if received.node is not None and received.lineage is not None:
+                    self._meet(received.node, received.lineage, received)
+                raise Refused(f"the secondary refuses: {text}", reason=code, retryable=code in messages.PASSING,
+                              link=self.name)
             case Close(code=code, text=text):
                 raise PeerError(f"the secondary closed the connection: {text or code}", retryable=True, reason=code)
             case _:
                 raise ProtocolError(f"a {type(received).__name__} makes no sense to a primary")
         return b""
+
+    def _meet(self, node: bytes, lineage: Pairs, refuse: Refuse) -> None:
+        """The secondary is a primary of the group itself, and says where it stands."""
+        if not is_valid(lineage):
+            raise ProtocolError("a refusal with a lineage that cannot be")
+        site, self.met = self.site, node
+        here, there = site.window.state().durable_lsn, refuse.lsn
+        site.roles.meet(node, parting_of_two(site.lineage, here, Lineage.decode(lineage), there,
+                                             asks=site.roles.asking, asks_there=refuse.asks))
 
     def heartbeat(self) -> bytes:
         """The frame that says that this side is still here, if one may be sent now."""
@@ -480,14 +407,23 @@ class Link:
             and self.base.divergence.is_empty()
             and len(self.flight) < MOST_FRAMES
             and self.flight_bytes < self.options.most_flight
+            and not self.handing_over
+            and self.probing is None
+            and not self._forget
         )
+
+    @property
+    def is_informed(self) -> bool:
+        """Whether the secondary durably knows the generation in which this site writes. If it takes over before that,
+        what was written in it cannot be told from what an old primary writes beside a new one (split brain)."""
+        return bool(self._heard_of == self.site.lineage.generation)
 
     # ---------------------------------------------------------------- what goes out next
 
     def plan(self, durable_position: int) -> Out | Plan | None:
         """What goes out next: a frame, or what must be fetched for it (:meth:`Plan.fetch` without the guard, then
         :meth:`place`), or None: nothing can go before an acknowledgement, a checkpoint, or more that is durable."""
-        if not self.is_open or self._saved < self._awaited:
+        if not self.is_open or self.ledger.is_awaited:
             return None
         ahead = self.ahead
         if not self._forked or (self._next_start is not None and ahead.lsn >= self._next_start):
@@ -515,20 +451,33 @@ class Link:
             out = self._item(items.Consistent(), Said(unsettles=False))
             self._will_be_consistent = True
             return out
-        if ahead.position >= durable_position and not self.backlog:
+        if ahead.position >= durable_position and not self.ledger.backlog:
             self._caught_up = True
             self.settle()
+            if self.handing_over and not self._handover and self._will_be_consistent and not self._unresolved:
+                asks = self.site.successor == self.name
+                out = self._item(items.Handover(self.site.end.succession if asks else None), Said(unsettles=False))
+                self._handover = self.item
+                return out
         return None
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether the secondary durably knows that this site has stepped down, and has everything."""
+        return 0 < self._handover <= self._acked_item
 
     def place(self, plan: Plan) -> Out | None:
         """What was fetched takes its place in the stream; None: it is void by now, plan again."""
         if plan.step is not None:
             return self._place_copy(plan.step, plan.copied)
         entry, ahead = plan.entry, self.ahead
-        if not self.is_open or plan.position != ahead.position or self._next_piece() is not None:
-            if entry is not None:
-                entry.release()
+        if not self.is_open or plan.position != ahead.position or self.ledger.next_piece(ahead.lsn) is not None:
+            for pinned in (entry, plan.lot):
+                if pinned is not None:
+                    pinned.release()
             return None
+        if plan.lot is not None:
+            return self._place_lot(plan.lot)
         check(entry is not None, "the log holds what a link has not sent", link=self.name, position=plan.position)
         assert entry is not None
         if entry.kind != layout.RECORD_BATCH or entry.batch_kind not in (layout.BATCH_EVENTS, layout.BATCH_OPERATION):
@@ -540,10 +489,15 @@ class Link:
         check(entry.first_lsn == ahead.lsn + 1, "the journal goes on where the stream stands", link=self.name,
               lsn=entry.first_lsn, expected=ahead.lsn + 1)
         effect: Effect
+        if entry.batch_kind == layout.BATCH_OPERATION and self._decided != entry.last_lsn:
+            lsn, works = entry.last_lsn, operations.works(operations.decode(bytes(entry.body)))
+            if works:
+                entry.release()
+                return self._decide(lsn)
         if entry.batch_kind == layout.BATCH_EVENTS:
             differs = bool(ahead.divergence) or bool(self.base.divergence)
             runs = covered(entry.head, self.site.region_size) if differs else {}
-            effect = Events(entry.last_lsn, entry.next_position, runs)
+            effect = Events(entry.last_lsn, entry.next_position, runs, self._touched(entry.head))
             kind = "events"
         else:
             effect = Performed(entry.last_lsn, entry.next_position, operations.decode(bytes(entry.body)))
@@ -563,21 +517,78 @@ class Link:
             if plan.step is not None:
                 return None
 
+    # ---------------------------------------------------------------- verification
+
+    def probe(self) -> bytes:
+        """The frame of a verification that is to be sent now, if there is one: between any two others."""
+        if self.session is None or self.session.state is not State.OPEN:
+            return b""
+        if self._forget:
+            lsn, self._forget = self._forget, 0
+            return self.session.send(Forget(lsn=lsn))
+        if self.probing is not None and self.probing.has_to_say():
+            return self.session.send(self.probing.say())
+        return b""
+
+    def end_probing(self) -> None:
+        """The verification is over, however: the secondary need not keep anything for it."""
+        if self.probing is not None:
+            self._forget, self.probing = self.probing.lsn, None
+
+    def enter_found(self, store: int, different: RegionMap) -> None:
+        """These regions differ as of the verification that is under way: they are copied, and what was made of them
+        since. Saved before anything more is said (L2); the secondary's word that it is consistent does not empty D."""
+        probing = self.probing
+        check(probing is not None, "differences are found by a verification", link=self.name)
+        assert probing is not None
+        for knowledge in {id(k): k for k in (self.base, self.ahead)}.values():
+            for number, regions in probing.spread(store, different, knowledge.lsn).items():
+                knowledge.divergence.enter(number, regions)
+        self.ledger.doubt("a verification found differences")
+        self.ledger.await_save()
+        self._will_be_consistent = self._caught_up = False
+        self.settle()
+
+    def _digests(self, answer: Digests) -> None:
+        if self.probing is not None:
+            self.probing.heard(answer)  # else to one that is over
+
     # ---------------------------------------------------------------- sync
 
     @property
     def promises(self) -> bool:
         """Whether a write may be promised as held by both sites, once it is acknowledged."""
-        return (self.mode == SYNC and self.is_open and self._caught_up and self.consistent and self._will_be_consistent)
+        return (self.mode == SYNC and self.is_open and self._caught_up and self.consistent and self._will_be_consistent
+                and not self._unresolved)
 
     def settle(self) -> None:
         """Tells the window whether writes wait for a secondary, and how far those are that promise."""
-        if self.mode != SYNC:
-            return
+        if self.mode == SYNC:
+            self._settle()
+
+    def _settle(self) -> None:
         links = [link for link in self.site.links.values() if link.promises]
         if links:
             self.site.window.set_peer(min(link.base.lsn for link in links))
         self.site.window.set_sync(1 if links else 0)
+
+    # ---------------------------------------------------------------- bounded lag
+
+    def judge_lag(self, age: float) -> None:
+        """Writers wait, or go on, by how much the secondary lacks. ``age``: seconds since the oldest event was written
+        of that, 0 if it lacks nothing."""
+        if not self.is_open:
+            return
+        before, state, base = self.bound.position, self.site.window.state(), self.base
+        acknowledged = base.position if state.end_lsn > base.lsn else state.end_position
+        self.bound.judge(self.options, acknowledged=acknowledged, end=state.end_position, age=age)
+        if self.bound.position != before:
+            self._settle_bound()
+
+    def _settle_bound(self) -> None:
+        """Tells the window where writers wait for the first of all links."""
+        bounds = [link.bound.position for link in self.site.links.values() if link.bound.position is not None]
+        self.site.window.set_bound(min(bounds) if bounds else None)
 
     # ---------------------------------------------------------------- status
 
@@ -586,7 +597,7 @@ class Link:
         state = self.site.window.state()
         base = self.base
         differs = base.divergence.count()
-        backlog = sum(regions.count() for piece in self.backlog for regions in piece.regions.values())
+        backlog = sum(regions.count() for piece in self.ledger.backlog for regions in piece.regions.values())
         connected = self.is_open
         word = self.state
         if connected:
@@ -600,10 +611,16 @@ class Link:
             "name": self.name,
             "address": self.address,
             "mode": self.mode,
+            "bandwidth": self.options.bandwidth or None,
+            "dead_seconds": self.options.dead,
             "state": word,
             "connected": connected,
             "consistent": self.consistent,
-            "degraded": self.mode == SYNC and not self.promises,
+            "degraded": (self.mode == SYNC and not self.promises)
+            or (is_bounded(self.options) and not self.bound.holds),
+            "most_lag_bytes": self.options.most_lag_bytes or None,
+            "most_lag_seconds": self.options.most_lag_seconds or None,
+            "holds_writers": self.bound.position is not None and state.end_position >= self.bound.position,
             "peer": self.peer.hex() if self.peer is not None else None,
             "lsn": base.lsn,
             "received_lsn": self.received_lsn,
@@ -617,262 +634,113 @@ class Link:
             "in_flight_bytes": self.flight_bytes,
             "bytes_sent": bytes_sent,
             "connections": self.connections,
-            "synced": connected and self.consistent and not differs and lag == 0,
-            "reason": self.resync_reason if word == "resyncing" else "",
+            "synced": connected and self.consistent and not differs and lag == 0 and self.is_informed,
+            "reason": self.ledger.resync_reason if word == "resyncing" else "",
             "last_error": self.last_error,
+            "refused": [{"lsn": refusal.lsn, "reason": refusal.reason} for refusal in list(self.refused)],
         }
 
     # ---------------------------------------------------------------- inside: the handshake
 
     def _reset(self) -> None:
-        self.session = None
+        self.session = self.greeting = None
         self._ready = self._forked = self._caught_up = False
+        self._handover = self._decided = self._undecided = 0
         self.ahead = self.base
         self._remake = []
+        self._forget = 0
+        if self.probing is not None:
+            self.probing.broken()
         self.flight.clear()
+        self._unresolved = 0
         self.flight_bytes = self._copies_bytes = self._acked = self._acked_item = self._catch_up = 0
         self.settle()
+        self.bound.void()
+        self._settle_bound()
 
-    def _refuse(self, text: str, code: str) -> None:
-        raise Refused(text, reason=code, retryable=code in messages.PASSING, link=self.name)
-
-    def _welcomed(self, welcome: Welcome) -> bytes:
-        site, session = self.site, self.session
-        assert session is not None
-        if welcome.version != layout.WIRE_VERSION:
-            self._refuse(
-                f"the secondary speaks version {welcome.version} of the protocol, this site {layout.WIRE_VERSION}",
-                "version",
-            )
-        if welcome.limits != messages.limits(site.alignment, site.region_size):
-            self._refuse(
-                f"the secondary's group has {describe_limits(welcome.limits)}, this one has "
-                f"{describe_limits(messages.limits(site.alignment, site.region_size))}: both must be made alike",
-                "limits",
-            )
-        if welcome.node == site.node_id:
-            self._refuse("the address leads to this very node", "identity")
-        if self.peer is not None and welcome.node != self.peer:
-            self._refuse(f"node {welcome.node.hex()} answers where node {self.peer.hex()} was paired", "identity")
-        if welcome.group is None:
-            if self.peer is not None:
-                self._refuse("the secondary is fresh, but this link was paired: remove the link and add it again "
-                             "to synchronize from nothing", "identity")
-            return self._pair(welcome)
-        if welcome.group != site.group_id:
-            self._refuse("the secondary holds another group", "group")
-        if welcome.lineage is None or not is_valid(welcome.lineage):
-            raise ProtocolError("a welcome without a lineage")
-        self._resume(welcome, Lineage.decode(welcome.lineage))
-        return b""
-
-    def _pair(self, welcome: Welcome) -> bytes:
-        """First pairing: stores are matched by name and size."""
-        session, site, base = self.session, self.site, self.base
-        assert session is not None
-        problem = mismatch(base.catalog, welcome.stores)
-        if problem and self._start_later():
-            self._refuse("this site takes in what changed since the link was made, then tries again", "busy")
-        if problem:
-            self._refuse(problem, "stores")
-        self._paired_stores = [store for store in base.catalog if store.kind == VOLUME]
-        self._pending_peer = welcome.node
-        self.item = welcome.item
-        return session.send(
-            Pair(
-                group=site.group_id,
-                node=site.node_id,
-                lineage=site.lineage.reached(base.lsn).encode(),
-                lsn=base.lsn,
-                stores=[info_of(store) for store in self._paired_stores],
-            )
-        )
-
-    def _start_later(self) -> bool:
-        """A link that was never paired begins where the journal ends now, if other stores are there by now. Saved
-        before it is used (L2): a store that was created on the way is not the one that the secondary has prepared."""
-        before = self.base.catalog.copy()
-        if not self._advance(self.site.window.state().durable_lsn) or before.stores == self.base.catalog.stores:
-            return False
-        self.base.divergence = Divergence()
-        self._fold += 1
-        self._awaited = self._fold
-        return True
-
-    def _paired(self, paired: Paired) -> None:
-        if paired.lsn != self.base.lsn:
-            raise ProtocolError(f"the secondary was paired at {self.base.lsn} and says {paired.lsn}")
-        self.peer = self._pending_peer
-        for store in self._paired_stores:
-            self.base.divergence.add(store.id, store.size // self.site.region_size, differs=True)
-        self.consistent = False
-        self._opened()
-
-    def _resume(self, welcome: Welcome, lineage: Lineage) -> None:
-        """From what is known of the secondary to where it says that it stands (L3)."""
-        site, base = self.site, self.base
-        durable = site.window.state().durable_lsn
-        fork = common(site.lineage, durable, lineage, welcome.lsn)
-        if fork < 0:
-            self._refuse("the secondary's history has nothing in common with this group's", "lineage")
-        self.peer = welcome.node
-        self.consistent = welcome.consistent
-        self.item = welcome.item
-        self.applied_lsn, self.received_lsn = min(welcome.applied, fork), fork
-        lost = ""
-        if fork < welcome.lsn:
-            lost = f"the secondary holds events up to {welcome.lsn} that are not in this group's history after {fork}"
-        elif fork < base.lsn:
-            lost = f"the secondary had acknowledged events up to {base.lsn} and stands at {fork}"
-        told = base.lsn > fork or self._advance(fork)
-        if not lost and not told:
-            lost = f"the journal does not tell what changed up to {fork}"
-        there = {info.id: info for info in welcome.stores}
-        if lost:
-            self._start_over(fork)
-        elif self.consistent and not self.doubted and there.keys() == base.catalog.stores.keys():
-            # It equals this site as of where it stands: what an older checkpoint still says of D is outdated.
-            base.divergence = Divergence(
-                {store.id: RegionMap(store.size // site.region_size) for store in base.catalog}
-            )
-        self._match(there, lost)
-        self._opened()
-
-    def _match(self, there: dict[int, StoreInfo], lost: str) -> None:
-        """D is about the stores that are really there: one that D does not know is different everywhere."""
-        base, region_size = self.base, self.site.region_size
-        for store in [store for store in base.divergence.maps if store not in there]:
-            base.divergence.remove(store)
-        for info in there.values():
-            ours = base.catalog.stores.get(info.id)
-            known = info.id in base.divergence.maps
-            if ours is not None and (info.size != ours.size or info.name != ours.name):
-                if known and not lost:
-                    self._refuse(
-                        f"store {info.id} is {info.name!r} of {info.size} bytes at the secondary and {ours.name!r} of "
-                        f"{ours.size} here at event {base.lsn}",
-                        "stores",
-                    )
-                base.divergence.remove(info.id)
-                self._remake.append(info.id)
-            elif not known:
-                base.divergence.add(info.id, info.size // region_size, differs=True)
-        if lost:
-            self.consistent = False
-            self.resync_reason = self.last_error = lost
-
-    def _opened(self) -> None:
+    def _greeted(self, answer: Welcome | Paired) -> bytes:
+        greeting = self.greeting
+        assert greeting is not None
+        if isinstance(answer, Paired):
+            greeting.paired(answer)
+        else:
+            self.met = answer.node
+            frame = greeting.welcomed(answer)
+            if frame:
+                return frame
+        if self.peer is not None:
+            self.site.roles.meet(self.peer, None)
+        self.item, self._remake = greeting.item, greeting.remake
+        self.applied_lsn, self.received_lsn = greeting.applied_lsn, greeting.received_lsn
+        self.last_error = greeting.lost or self.last_error
+        self.consistent = self._will_be_consistent = greeting.consistent
+        self._hear_of(greeting.refusals)
         self.ahead = self.base.copy()
-        self._ready = True
+        self._catch_up = self.site.window.state().durable_position  # operations among it may make copies needless
+        self._ready = self.answered = True
         self.connections += 1
-        self._will_be_consistent = self.consistent
-
-    def _advance(self, lsn: int) -> bool:
-        """Moves base to this LSN by what backlog and journal say. False: they do not tell, base is void."""
-        base = self.base
-        while self.backlog and base.lsn < lsn:
-            piece = self.backlog[0]
-            if piece.upto > lsn:
-                if piece.operation:
-                    return False
-                base.lsn = lsn  # so far it came as events; what a skip passes over enters when it was performed
-                break
-            if piece.operation:
-                base.take(Performed(piece.upto, piece.position, kept_operation(piece.operation)), self.site.region_size)
-            elif piece.sent:
-                base.take(Skipped(piece), self.site.region_size)
-            else:
-                base.lsn, base.position = piece.upto, piece.position
-            self.backlog.popleft()
-        while base.lsn < lsn:
-            try:
-                entry = self.site.window.entry(base.position)
-            except ValueError:
-                return False
-            if entry is None:
-                return False
-            with entry:
-                if entry.batch_kind in (layout.BATCH_EVENTS, layout.BATCH_OPERATION):
-                    if entry.first_lsn != base.lsn + 1 or entry.last_lsn > lsn:
-                        return False
-                    if entry.batch_kind == layout.BATCH_EVENTS:
-                        runs = covered(entry.head, self.site.region_size) if base.divergence else {}
-                        base.take(Events(entry.last_lsn, entry.next_position, runs), self.site.region_size)
-                    else:
-                        operation = operations.decode(bytes(entry.body))
-                        base.take(Performed(entry.last_lsn, entry.next_position, operation), self.site.region_size)
-                else:
-                    base.position = entry.next_position
-        base.divergence.arrive(base.lsn)
-        return True
-
-    def _start_over(self, fork: int) -> None:
-        """Nothing is known of the secondary but that it shares events up to ``fork``: it goes back there, or to where
-        base is, skips to base, and all of it is copied. Saved before a word of it is said (L2)."""
-        base = self.base
-        self._fold += 1
-        self._awaited = self._fold
-        if fork < base.lsn:
-            self.backlog.appendleft(Piece(base.lsn, base.position, self._fold))
-            base.lsn = fork  # the catalog stays that of the skip's end: makes and drops come before it
-        region_size = self.site.region_size
-        base.divergence = Divergence(
-            {store.id: RegionMap(store.size // region_size, marked=True) for store in base.catalog}
-        )
+        return b""
 
     # ---------------------------------------------------------------- inside: the stream
 
-    def _next_piece(self) -> Piece | None:
-        return next((piece for piece in self.backlog if piece.upto > self.ahead.lsn), None)
-
-    def _growing(self, lsn: int) -> Piece:
-        """The piece of the backlog that takes in events up to ``lsn`` (L5)."""
-        last = self.backlog[-1] if self.backlog else None
-        boundary = self.session is not None and last is not None and last.upto <= self.ahead.lsn < lsn
-        if last is None or last.operation or last.sent or boundary:
-            last = Piece(lsn, 0, self._fold)
-            self.backlog.append(last)
-        return last
-
-    def _folded_catalog(self) -> Catalog:
-        catalog = self.base.catalog.copy()
-        for piece in self.backlog:
-            if piece.operation:
-                kept_operation(piece.operation).apply(catalog)
-        return catalog
-
     def _fork(self) -> Out:
         lsn = self.ahead.lsn
-        self._forked = True
+        self._forked, self._decided = True, 0
         self._announce(lsn)
         return self._item(items.Fork(self.site.lineage.reached(lsn).encode(), lsn), Said(unsettles=False))
 
     def _announce(self, lsn: int) -> None:
-        """The secondary is told the lineage up to this LSN: where does the next generation begin, to be announced by a
-        fork?"""
+        """The next item tells the secondary the lineage up to this LSN: where does the next generation begin, to be
+        announced by a fork?"""
+        self._announced = self.item + 1
         self._next_start = next((start for _, start in self.site.lineage if start > lsn), None)
 
     def _event(self, durable_position: int) -> Out | Plan | None:
         ahead = self.ahead
-        piece = self._next_piece()
+        piece = self.ledger.next_piece(ahead.lsn)
         if piece is None:
-            return Plan(self, position=ahead.position) if ahead.position < durable_position else None
+            if ahead.position >= durable_position:
+                return None
+            if self._undecided == ahead.lsn + 1 and self._undecided not in self.site.outcomes.known:
+                return None
+            return Plan(self, position=ahead.position, until=durable_position)
         if piece.operation:
             count = batch.head_length(1)
             data = memoryview(piece.operation)
             effect = Performed(piece.upto, piece.position, kept_operation(piece.operation))
+            if self._decided != piece.upto and operations.works(effect.operation):
+                return self._decide(piece.upto)
             return self._out("operations", data[:count], data[count:], effect)
-        if piece.fold > self._saved:
+        if not self.ledger.is_saved(piece):
             return None
         piece.sent = True
         lineage = self.site.lineage.reached(piece.upto)
         self._announce(piece.upto)
         return self._item(items.Skip(piece.upto, lineage.encode()), Skipped(piece))
 
-    def _copy(self) -> Plan | None:
-        if self._copies_bytes >= MOST_COPIES:
+    def _touched(self, head: memoryview | bytes) -> dict[int, Runs]:
+        """Of stores whose changes count, for an operation that was performed early there."""
+        if not self.ahead.early and not self.base.early:
+            return {}
+        return touched(head, self.site.region_size, self.ahead.watched | self.base.watched)
+
+    def _decide(self, lsn: int) -> Out | None:
+        """What came here of the plug-ins of the operation that is next goes before it; None: that is not known yet."""
+        outcomes = self.site.outcomes.known.get(lsn)
+        if outcomes is None:
+            check(self.site.window.state().applied_lsn < lsn, "it is kept what came of plug-ins that a link lacks",
+                  link=self.name, lsn=lsn)
+            self._undecided = lsn
             return None
-        step = self._walk.next(self.ahead.divergence, self.ahead.catalog, self.site.window.store_size)
+        self._decided = lsn
+        return self._item(items.Decided(lsn, outcomes), Said(unsettles=False))
+
+    def _copy(self) -> Plan | None:
+        if self._copies_bytes >= MOST_COPIES or not self.ahead.divergence:
+            return None
+        held = self.ahead.held(self.site.awaiting) if self.ahead.early else ()
+        stores = [store for store in self.ahead.catalog if store.id not in held] if held else self.ahead.catalog
+        step = self._walk.next(self.ahead.divergence, stores, self.site.window.store_size)
         return Plan(self, step=step) if step is not None else None
 
     def _place_copy(self, step: Step, copied: tuple[bytes, memoryview, int] | None) -> Out | None:
@@ -885,10 +753,30 @@ class Link:
         effect = CopiedRegions(step.store, step.runs, batch.head(head).read_end)
         return self._out("copied", head, payload, effect)
 
+    def _place_lot(self, lot: Outlet) -> Out:
+        session, ahead, region_size = self.session, self.ahead, self.site.region_size
+        assert session is not None
+        check(lot.first_lsn == ahead.lsn + 1, "the journal goes on where the stream stands", link=self.name,
+              lsn=lot.first_lsn, expected=ahead.lsn + 1)
+        differs = bool(ahead.divergence) or bool(self.base.divergence)
+        sequence = session.send_batches(lot.count)
+        for number, (length, lsn, position, longest) in enumerate(lot.marks()):
+            # No shorter event overwrites a region whole.
+            runs = covered(lot.head(number), region_size) if differs and longest >= region_size else {}
+            effect = Events(lsn, position, runs, self._touched(lot.head(number)))
+            ahead.take(effect, region_size)
+            self.flight.append(Flight(sequence + number + 1, length, effect, self.item))
+            self.flight_bytes += length
+            self.bytes_sent["events"] += length
+        self.frames_sent += lot.count
+        lot.seal(sequence, session.id)
+        return Out("events", [], lot=lot)
+
     def _may_say_consistent(self) -> bool:
         return (not self._will_be_consistent and self.ahead.is_equal() and self.base.is_equal()
+                and not self._unresolved
                 and not any(unsettles(flight.effect) for flight in self.flight)
-                and not any(not piece.operation for piece in self.backlog))
+                and not any(not piece.operation for piece in self.ledger.backlog))
 
     def _item(self, item: items.Item, effect: Effect) -> Out:
         site = self.site
@@ -906,8 +794,13 @@ class Link:
         length = len(head) + len(payload)
         header = session.send_batch(length)
         self.ahead.take(effect, self.site.region_size)
+        if self.probing is not None and isinstance(effect, Performed):
+            self.probing.streamed(effect, self.ahead, self.site.region_size)
         if unsettles(effect):
             self._will_be_consistent = self._caught_up = False
+            self.settle()
+        if may_be_refused(effect):
+            self._unresolved += 1
             self.settle()
         self.flight.append(Flight(session.sent, length, effect, self.item))
         self.flight_bytes += length
@@ -924,18 +817,29 @@ class Link:
             raise ProtocolError(f"an acknowledgement of {ack.durable} and {ack.received} frames, "
                                 f"where {self._acked} were acknowledged before and {session.sent} were sent")
         self._acked = ack.durable
+        if not ack.consistent:
+            self.ledger.unsettled()
+        refusals = {refusal.lsn: refusal.reason for refusal in ack.refusals}
+        refused = bool(refusals)
         while self.flight and self.flight[0].frames <= ack.durable:
             flight = self.flight.popleft()
-            base.take(flight.effect, self.site.region_size)
+            effect = flight.effect
+            if may_be_refused(effect):
+                effect = self._resolve(effect, refusals)
+            base.take(effect, self.site.region_size)
             self._acked_item = flight.item
             self.flight_bytes -= flight.length
             if isinstance(flight.effect, CopiedRegions):
                 self._copies_bytes -= flight.length
-                self._copied_unsaved += flight.length
-            while self.backlog and self.backlog[0].upto <= base.lsn:
-                base.position = max(base.position, self.backlog.popleft().position)
+                self.ledger.copied(flight.length)
+            self.ledger.arrived()
+        if refused:
+            self._expect_again()
+        if refusals:
+            raise ProtocolError(f"a refusal of event {min(refusals)}, which is none that it acknowledges")
         if not self._acked_item:
             return  # it has not come to the fork yet, and says where it stood before
+        self.ledger.agreed()
         if (ack.durable_lsn, ack.item) != (
             base.lsn,
             self._acked_item,
@@ -948,6 +852,34 @@ class Link:
             base.position = max(base.position, self.ahead.position)
         self.applied_lsn, self.received_lsn = min(ack.applied_lsn, self.ahead.lsn), ack.received_lsn
         self.consistent = ack.consistent
+        if self._next_start is None and self._announced <= self._acked_item:
+            self._heard_of = self.site.lineage.generation
         if self.consistent and base.is_equal():
-            self.resync_reason, self.doubted = "", False
+            self.ledger.equal()
         self.settle()
+
+    def _resolve(self, effect: Effect, refusals: dict[int, str]) -> Effect:
+        """What has become of an operation at the secondary; ``refusals`` loses its own."""
+        assert isinstance(effect, Performed)
+        self._unresolved -= 1
+        reason = refusals.pop(effect.lsn, None)
+        if reason is None:
+            return effect
+        self._hear_of([Refusal(effect.lsn, reason)])
+        self._will_be_consistent = self._caught_up = False
+        return effect._replace(refused=True)
+
+    def _expect_again(self) -> None:
+        """What was sent will arrive at a secondary that is another than was thought when it was sent."""
+        expected = self.base.copy()
+        for flight in self.flight:
+            expected.take(flight.effect, self.site.region_size)
+        expected.position = max(expected.position, self.ahead.position)  # notes, and what is folded, are passed over
+        self.ahead = expected
+
+    def _hear_of(self, refusals: list[Refusal]) -> None:
+        """The secondary could not perform all of these operations: what they changed comes as data."""
+        for refusal in refusals:
+            if refusal not in self.refused:
+                self.refused.append(refusal)
+            self.ledger.resync_reason = f"the operation at LSN {refusal.lsn} was not performed there: {refusal.reason}"

@@ -1,97 +1,50 @@
-"""A node: a folder with an identity, and the groups whose journals it knows.
+"""A node: an identity, the groups whose journals it knows, and who may reach them from outside.
 
-    node.json        identity and list of groups (NodeConfig); replaced in one piece, durable before it is relied on
-    lock             held while a process has the node open
-    groups/NAME/     files of stores that were given no device
-
-Everything that recovery needs stands on the journals (architecture.md, "A journal device describes itself"); the
-folder says only where they are. Decides what belongs to the folder and which process may use it.
+Everything that recovery needs stands on the journals (a journal describes itself); the node's folder (``folder``) says
+only where they are. Decides what is opened, offered and closed, and in which order.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
+import shutil
 import socket
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from pyrepl._core.device import FileDevice
 from pyrepl.border import typed
-from pyrepl.catalog import check_name
-from pyrepl.errors import Corrupt, Exists, InUse, NotFound, PyreplError, Refused, UsageError
+from pyrepl.catalog import VOLUME, check_name
+from pyrepl.errors import Exists, InUse, NotFound, PyreplError, Refused, UsageError
+from pyrepl.folder import ExportEntry, GroupEntry, NodeConfig, load_or_make, take_lock
 from pyrepl.group import Group
+from pyrepl.journal import Journal
+from pyrepl.nbd.exports import Export, Exports
+from pyrepl.opening import create_group, open_group
 from pyrepl.options import SiteOptions
 from pyrepl.results import Events
-from pyrepl.runtime.placement import path_of, sync_folder
+from pyrepl.runtime.placement import path_of, wipe_journal
 
 if TYPE_CHECKING:
-    from pyrepl.runtime.listener import Listener
+    from pyrepl.nbd.server import Server
+    from pyrepl.runtime.certificates import TlsFiles
+    from pyrepl.runtime.hooks import Hook
+    from pyrepl.runtime.listener import Feed, Listener
+    from pyrepl.volume import Store
 
-VERSION = 1
-_DYING = 30.0  # seconds to wait for the lock of a process that is being killed
-_ALIVE = 0.5  # seconds to wait for the lock of one that lives: it may be just closing
-
-Hex16 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-
-
-class GroupEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A group as the folder names it. ``resume``: at start "ask" the peers who is primary, or be active "alone"; not
-    acted on before there are roles that can change."""
-
-    name: str
-    journal: str
-    resume: Literal["ask", "alone"] = "ask"
+ASKED = 3.0  # seconds that a start waits for the peers of its primaries, unless one of them cannot be reached
+MOST_SERVED = 128  # NBD connections that are served at a time
 
 
-class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What ``node.json`` holds."""
-
-    version: int = VERSION
-    node_id: Hex16
-    name: str
-    groups: tuple[GroupEntry, ...] = ()
-
-    @classmethod
-    def load(cls, path: Path) -> NodeConfig:
-        """Reads it.
-
-        Raises:
-            NotFound: there is none.
-            Corrupt: not what this version writes; the text says where.
-        """
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            raise NotFound(
-                f"{path.parent} holds no node: open it with create=True to make one", path=str(path)
-            ) from None
-        try:
-            config = msgspec.json.decode(data, type=cls)
-        except msgspec.MsgspecError as error:
-            raise Corrupt(f"{path} cannot be read: {error}", path=str(path), reason="format") from error
-        if config.version != VERSION:
-            raise Corrupt(
-                f"{path} has version {config.version}, this program reads {VERSION}: use the program that wrote it",
-                path=str(path),
-                reason="version",
-            )
-        return config
-
-    def save(self, path: Path) -> None:
-        """Replaces the file; durable on return."""
-        fresh = path.with_suffix(".new")
-        with open(fresh, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-        sync_folder(path.parent)
+def _no_hooks(group: str) -> Sequence[Hook]:
+    return ()
 
 
 class Node:
@@ -100,19 +53,30 @@ class Node:
     All methods may be called from many threads.
     """
 
-    def __init__(self, path: Path, lock: int, config: NodeConfig) -> None:
+    def __init__(self, path: Path, lock: int, config: NodeConfig, hooks: Callable[[str], Sequence[Hook]]) -> None:
+        self._hooks = hooks
         self.path = path
         self._lock_file = lock
         self._config = config
         self._lock = threading.RLock()  # of groups, listeners and config
         self._groups: dict[str, Group] = {}
         self._listeners: list[tuple[Listener, tuple[str, int]]] = []
+        self._exports = Exports()
+        self._servers: dict[str, Server] = {}  # NBD, by address
+        self._served = threading.BoundedSemaphore(MOST_SERVED)
         self._subscribers: list[Events] = []
         self._audience = threading.Lock()  # of subscribers: a leaf, for a failing group speaks from any thread
         self._closed = False
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], create: bool = False, *, name: str | None = None) -> Node:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        create: bool = False,
+        *,
+        name: str | None = None,
+        hooks: Callable[[str], Sequence[Hook]] = _no_hooks,
+    ) -> Node:
         """Opens the node in this folder, recovers its groups and connects their links.
 
         A group that cannot be recovered does not hinder the others: it is there, failed, and every call on it raises
@@ -122,6 +86,7 @@ class Node:
             path: the folder.
             create: make a node there if there is none.
             name: of a node that is made; otherwise the host's name.
+            hooks: of the group of that name, those that it has from the first moment on; see :meth:`Group.on_mark`.
 
         Raises:
             NotFound: there is no node.
@@ -136,13 +101,15 @@ class Node:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not folder.is_dir():
                 raise NotFound(
-                    f"there is no folder {folder}: open it with create=True to make a node", path=str(folder)
+                    f"there is no folder {folder}: open it with create=True (pyrepld: create = true, or --create) to "
+                    f"make a node",
+                    path=str(folder),
                 )
             if not create:
                 NodeConfig.load(folder / "node.json")  # before a lock file is left in some other folder
-            lock = _take_lock(folder / "lock")
+            lock = take_lock(folder / "lock")
             try:
-                node = cls(folder, lock, _load_or_make(folder / "node.json", create, name))
+                node = cls(folder, lock, load_or_make(folder / "node.json", create, name), hooks)
             except BaseException:
                 os.close(lock)
                 raise
@@ -150,15 +117,27 @@ class Node:
             raise typed(error, f"opening the node in {folder}") from error
         try:
             for entry in node._config.groups:
-                node._groups[entry.name] = Group.open(
-                    entry.name, entry.journal, node_id=node.node_id, folder=node._folder_of(entry.name), emit=node.emit
+                group = open_group(
+                    entry.name,
+                    entry.journal,
+                    node_id=node.node_id,
+                    folder=node._folder_of(entry.name),
+                    emit=node.emit,
+                    hooks=hooks(entry.name),
+                    ask=entry.resume == "ask",
                 )
+                node._enter(group)
+            for export in node._config.exports:
+                node._exports.add(Export(export.name, node._groups[export.group], export.store, export.read_only))
         except BaseException:  # Ctrl-C: a group that cannot be opened does not raise
             node.close()
             raise
         for group in node.groups:
             if group.fault is None:
-                group.start_links()
+                group.connect()
+        deadline = time.monotonic() + ASKED
+        for group in node.groups:
+            group.attachments.await_answers(deadline)
         return node
 
     # ---- about it
@@ -201,6 +180,8 @@ class Node:
             "node_id": self._config.node_id,
             "path": str(self.path),
             "listening": listening,
+            "nbd": list(self._servers),
+            "exports": [export.status() for export in self.exports],
             "groups": [group.status() for group in self.groups],
         }
 
@@ -223,6 +204,7 @@ class Node:
         role: Literal["primary", "secondary"] = "primary",
         region_size: int = 64 * 1024,
         alignment: int = 4096,
+        ordering: Literal["relaxed", "strict"] = "relaxed",
         resume: Literal["ask", "alone"] = "ask",
         force: bool = False,
         options: SiteOptions | None = None,
@@ -237,8 +219,11 @@ class Node:
             role: "secondary": it waits for the link of a primary, which pairs with it.
             region_size: bytes; granule of operations and of what is known of secondaries. Equal at both sites.
             alignment: 512 or 4096. Equal at both sites.
-            resume: kept for the roles to come (demote, takeover), and not acted on yet: a primary is active at once
-                after every start, whichever is given. Do not start two primaries of one group.
+            ordering: "strict": every operation has a place of its own, :meth:`Group.unordered` is refused. It binds
+                the primary: give it to the secondary too, which may become one.
+            resume: "ask": a primary that is started again asks the secondaries of all its links whether another site
+                has taken over meanwhile, and refuses writes until all have answered (``reason="asking"``) or it is told
+                to lead (``promote(alone=True)``). "alone": it leads at once.
             force: use the journal device although the journal of another group stands there, which is lost.
             options: more of them; region_size and alignment then count from there.
 
@@ -265,21 +250,22 @@ class Node:
             self._check()
             if name in self._groups:
                 raise Exists(f"node {self.name!r} has a group {name!r}: choose another name", name=name)
-            group = Group.create(
+            group = create_group(
                 name,
                 place,
                 journal_size=journal_size,
                 role=role,
+                ordering=ordering,
                 node_id=self.node_id,
                 folder=self._folder_of(name),
                 options=options,
                 force=force,
                 emit=self.emit,
+                hooks=self._hooks(name),
             )
-            entry = GroupEntry(name=name, journal=place, resume=resume)
-            config = msgspec.structs.replace(self._config, groups=(*self._config.groups, entry))
+            entry = GroupEntry(name=name, journal=place, resume=resume, made=journal_size is not None)
             try:
-                config.save(self.path / "node.json")
+                self._keep(groups=(*self._config.groups, entry))
             except BaseException as error:
                 group.close()
                 if journal_size is not None:
@@ -287,10 +273,108 @@ class Node:
                 if isinstance(error, OSError):
                     raise typed(error, f"making group {name!r}") from error
                 raise
-            self._config = config
-            self._groups[name] = group
+            self._enter(group)
         self.emit({"event": "group-created", "group": name, "role": role})
         return group
+
+    def import_group(
+        self, journal: str | os.PathLike[str], *, resume: Literal["ask", "alone"] = "ask", force: bool = False
+    ) -> Group:
+        """A group whose journal and devices this machine sees becomes one of this node's. The journal says all that
+        there is to know.
+
+        Args:
+            journal: a block device or file that holds the journal of a group.
+            force: it belongs to another node, which will never open it again: this node takes it over. Its secondaries
+                refuse this node until they are paired with it.
+
+        Raises:
+            Corrupt: there is no journal there, or one that recovery refuses.
+            Exists: this node has a group of that name.
+            Refused: it belongs to another node, and ``force`` is not given.
+            InUse, NotFound, DeviceError: of the journal or of a device of the group; nothing was changed.
+        """
+        self._check()
+        place = path_of(journal, "journal")
+        for entry in self._config.groups:
+            if os.path.realpath(entry.journal) == os.path.realpath(place):
+                raise Exists(f"node {self.name!r} has the group of {place}, as {entry.name!r}", name=entry.name)
+        try:
+            with FileDevice(place, writable=False) as device:  # exclusively: nobody uses it
+                body = Journal.find(device).read_checkpoint().body
+        except OSError as error:
+            raise typed(error, f"looking for a journal on {place}") from error
+        with self._lock:
+            if body.name in self._groups:
+                raise Exists(f"node {self.name!r} has a group {body.name!r}: delete it first", name=body.name)
+            if body.node_id != self.node_id and not force:
+                raise Refused(
+                    f"the journal of group {body.name!r} on {place} belongs to another node ({body.node_id.hex()}): "
+                    f"open it there, or use force=True if that node will never open it again",
+                    reason="node",
+                    journal=place,
+                )
+            group = open_group(
+                body.name,
+                place,
+                node_id=self.node_id,
+                folder=self._folder_of(body.name),
+                emit=self.emit,
+                adopt=force,
+                ask=resume == "ask" and not force,
+                hooks=self._hooks(body.name),
+            )
+            if group.fault is not None:
+                raise group.fault
+            try:
+                group.site.checkpoint()  # it is this node's, durably, before the folder says so
+                self._keep(groups=(*self._config.groups, GroupEntry(name=body.name, journal=place, resume=resume)))
+            except BaseException:
+                group.close()
+                raise
+            self._enter(group)
+        group.connect()
+        group.attachments.await_answers(time.monotonic() + ASKED)
+        self.emit({"event": "group-imported", "group": body.name, "role": group.role})
+        return group
+
+    def delete_group(self, name: str, *, force: bool = False) -> None:
+        """The group is no more at this node: its journal is made unreadable, the files that the node made for it are
+        removed. Devices that were given keep what is on them. Other sites are not told.
+
+        Args:
+            force: it has stores, or exports with clients: what only they hold is lost.
+
+        Raises:
+            NotFound: there is no such group.
+            Refused: it has stores, and ``force`` is not given.
+            InUse: exports of it are attached, and ``force`` is not given.
+        """
+        group = self.group(name)
+        with self._lock:
+            stores = [] if group.fault is not None else [*group.volumes, *group.snapshots]
+            if (stores or group.fault is not None) and not force:
+                what = f"it has {len(stores)} stores" if group.fault is None else "it cannot be looked into"
+                raise Refused(
+                    f"group {name!r} would be lost: {what}: remove them first, or use force=True", reason="force"
+                )
+            for export in self.exports:
+                if export.group is group:
+                    self.stop_export(export.name, force=force)
+            entry = next(entry for entry in self._config.groups if entry.name == name)
+            for listener, _ in self._listeners:
+                if group.fault is None:
+                    listener.drop(group.site)
+            with suppress(PyreplError):  # it is to go, whatever state it is in
+                group.close()
+            self._keep(groups=tuple(other for other in self._config.groups if other is not entry))
+            del self._groups[name]
+            try:
+                wipe_journal(entry.journal, made=entry.made)
+                shutil.rmtree(self._folder_of(name).parent, ignore_errors=True)
+            except OSError as error:
+                raise typed(error, f"clearing {entry.journal} of group {name!r}, which is deleted") from error
+        self.emit({"event": "group-deleted", "group": name})
 
     def listen(self, host: str, port: int = 0) -> tuple[str, int]:
         """Takes connections from primaries of this node's groups; the address, with the port that was chosen for 0.
@@ -319,6 +403,124 @@ class Node:
         self.emit({"event": "listening", "group": None, "address": list(address)})
         return address
 
+    # ---- NBD
+
+    def listen_nbd(self, address: str, *, tls: TlsFiles | None = None, insecure: bool = False) -> str:
+        """Serves the node's exports to NBD clients; the address, with the port that was chosen for 0.
+
+        Args:
+            address: ``unix:/path``, ``host:port`` or ``[v6]:port``.
+            tls: certificates; then nothing is served without TLS. Given again for an address: they are renewed.
+            insecure: allow an address that other machines can reach without TLS.
+
+        Raises:
+            UsageError, Refused: no such address; one that others can reach; certificates that cannot be used.
+            InUse, Exists: the address is taken.
+        """
+        from pyrepl.nbd.server import Server
+
+        self._check()
+        with self._lock:
+            known = self._servers.get(address)
+            if known is not None and tls is not None and known.secure:
+                known.renew(tls)
+                return address
+            server = Server(self._exports, address, room=self._served, tls=tls, insecure=insecure)
+            self._servers[server.address] = server
+        self.emit({"event": "listening", "group": None, "address": server.address, "protocol": "nbd"})
+        return server.address
+
+    def stop_nbd(self, address: str) -> None:
+        """Serves nobody there any more; clients that are attached lose their connection.
+
+        Raises:
+            NotFound: nobody listens there.
+        """
+        with self._lock:
+            server = self._servers.pop(address, None)
+            if server is None:
+                some = ", ".join(self._servers) or "none"
+                raise NotFound(f"no NBD server listens at {address!r} (there are: {some})", address=address)
+        server.stop()
+
+    @property
+    def exports(self) -> list[Export]:
+        """In the order in which they were started."""
+        return self._exports.all()
+
+    def export(self, name: str) -> Export:
+        """The export of that name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        self._check()
+        return self._exports.find(name)
+
+    def start_export(
+        self, name: str, group: Group | str, store: Store | str, *, read_only: bool | None = None, keep: bool = True,
+        trial: bool = False,
+    ) -> Export:
+        """NBD clients may attach this store under a name, at every address of :meth:`listen_nbd`.
+
+        Args:
+            name: of the export, unique at this node.
+            group: handle or name.
+            store: a volume or snapshot of it, by handle or name.
+            read_only: never writable. Otherwise it is writable where the group is primary; a secondary shows its stores
+                as of one LSN, read-only.
+            keep: over restarts of the node.
+            trial: it shows the copy of this volume in a trial of the group (:meth:`Group.open_trial`), writable: for a
+                test of a failover. The exports of a group that are trials share one, so all are at one LSN; it is gone
+                with the last of them, and with a restart.
+
+        Raises:
+            NotFound: no such group or store.
+            Exists: the name is taken.
+            UsageError: a trial of a snapshot, or one that is read-only.
+        """
+        self._check()
+        owner = self.group(group) if isinstance(group, str) else group
+        found = owner.store(store) if isinstance(store, str) else store
+        if trial:
+            if read_only or found.kind != VOLUME:
+                raise UsageError(f"export {name!r}: a trial is a writable copy of a volume; without it a secondary "
+                                 f"shows its stores read-only", name=name)
+            keep = False
+        export = Export(name, owner, found.name, read_only, owner.trials.hold() if trial else None)
+        with self._lock:
+            try:
+                self._exports.add(export)
+            except BaseException:
+                export.stop()
+                raise
+            entry = ExportEntry(name=name, group=owner.name, store=found.name, read_only=read_only)
+            try:
+                if keep:
+                    self._keep(exports=(*self._config.exports, entry))
+            except BaseException:
+                self._exports.remove(name, force=True)
+                raise
+        self.emit({"event": "export-started", "group": owner.name, "export": name, "store": found.name})
+        return export
+
+    def stop_export(self, name: str, *, force: bool = False) -> None:
+        """No client can attach it any more.
+
+        Args:
+            force: clients that are attached lose their connection; without it they are a reason to refuse.
+
+        Raises:
+            NotFound: there is none of that name.
+            InUse: clients are attached.
+        """
+        self._check()
+        with self._lock:
+            group = self._exports.find(name).group.name
+            self._exports.remove(name, force=force)
+            self._keep(exports=tuple(entry for entry in self._config.exports if entry.name != name))
+        self.emit({"event": "export-stopped", "group": group, "export": name})
+
     # ---- the end
 
     def close(self) -> None:
@@ -332,7 +534,10 @@ class Node:
                 return
             self._closed = True
             listeners, groups = self._listeners, list(self._groups.values())
+            servers = list(self._servers.values())
         failures: list[PyreplError] = []
+        for server in servers:
+            server.stop()
         for listener, _ in listeners:
             listener.stop()
         for group in groups:
@@ -359,6 +564,12 @@ class Node:
 
     # ---- inside
 
+    def _keep(self, **changed: Any) -> None:
+        """Part of the folder's file from here on; durable."""
+        config = msgspec.structs.replace(self._config, **changed)
+        config.save(self.path / "node.json")
+        self._config = config
+
     def emit(self, event: dict[str, Any]) -> None:
         """Tells everybody who listens to events."""
         with self._audience:
@@ -370,6 +581,17 @@ class Node:
         with self._audience, suppress(ValueError):
             self._subscribers.remove(stream)
 
+    def _enter(self, group: Group) -> None:
+        group.feeds = self._feeds_of
+        group.introduce = lambda: (self.name, [address for _, address in self._listeners])
+        self._groups[group.name] = group
+
+    def _feeds_of(self, site: Any) -> list[Feed]:
+        """The connections of primaries that feed this group."""
+        with self._lock:
+            listeners = [listener for listener, _ in self._listeners]
+        return [feed for listener in listeners if (feed := listener.feed(site)) is not None]
+
     def _sites(self) -> list[Any]:
         return [group.site for group in self.groups if group.fault is None]
 
@@ -379,63 +601,3 @@ class Node:
     def _check(self) -> None:
         if self._closed:
             raise Refused(f"node {self.name!r} is closed", reason="closed")
-
-
-def _load_or_make(path: Path, create: bool, name: str | None) -> NodeConfig:
-    try:
-        return NodeConfig.load(path)
-    except NotFound:
-        if not create:
-            raise
-    config = NodeConfig(node_id=os.urandom(16).hex(), name=check_name(name or _host_name()))
-    config.save(path)
-    return config
-
-
-def _host_name() -> str:
-    letters = [c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in socket.gethostname()]
-    return "".join(letters).lstrip(".-")[:255] or "node"
-
-
-def _take_lock(path: Path) -> int:
-    """The node is this process's. A process that was killed keeps the lock until the kernel has ended it: that is
-    waited for.
-
-    Raises:
-        InUse: another process has the node open.
-    """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    begin = time.monotonic()
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                text = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-                holder = int(text) if text.isdecimal() else 0
-                waited = time.monotonic() - begin
-                if holder == os.getpid() or waited > (_ALIVE if _is_well(holder) else _DYING):
-                    raise InUse(
-                        f"the node in {path.parent} is open in process {text or 'unknown'}: close it there first",
-                        path=str(path.parent),
-                        pid=holder,
-                    ) from None
-                time.sleep(0.01)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def _is_well(pid: int) -> bool:
-    """Whether the process lives and was not told to die."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-    words = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    killed = (int(words.get("SigPnd", "0"), 16) | int(words.get("ShdPnd", "0"), 16)) >> 8 & 1
-    return words.get("State", "X")[0] not in "ZX" and not killed

@@ -1,4 +1,4 @@
-"""What can be chosen for a group at one site, validated where it is made.
+"""What can be chosen for a group at one site and for a link, validated where it is made.
 
 Decides the limits of each option. Knows nothing of files or sockets.
 """
@@ -11,6 +11,11 @@ from pyrepl._core import layout
 from pyrepl.errors import UsageError
 
 MIB = 1 << 20
+LIMITS: dict[str, tuple[float, float, str]] = {  # the least and the most that a link can be limited to
+    "bandwidth": (1 << 10, 1 << 40, "bytes per second"),
+    "most_lag_bytes": (MIB, 1 << 50, "bytes"),
+    "most_lag_seconds": (0.1, 86400.0, "seconds"),
+}
 
 
 class SiteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,3 +59,42 @@ class SiteOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
             raise UsageError(f"option {name} = {getattr(self, name)!r}: must be {rule}", option=name, rule=rule)
+
+
+class LinkOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Of one link. Times in seconds.
+
+    Raises:
+        UsageError: a value outside its rule.
+    """
+
+    heartbeat: float = 1.0
+    dead: float = 5.0
+    """Nothing heard for so long: the connection is given up."""
+    backoff_first: float = 0.05
+    backoff_most: float = 5.0
+    most_flight: int = 64 * MIB
+    """Bytes that may be sent and not acknowledged."""
+    bandwidth: int = 0
+    """Bytes per second that are sent at most; 0: no limit."""
+    most_lag_bytes: int = 0
+    """Of the journal, that the secondary may lack before writers wait for it; 0: any number."""
+    most_lag_seconds: float = 0.0
+    """That an event which it lacks may be old before writers wait for it; 0: any age."""
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("heartbeat", 0.01, 60.0), ("dead", 0.05, 600.0), ("backoff_first", 0.001, 60.0),
+                                  ("backoff_most", 0.001, 3600.0), ("most_flight", 1 << 20, 1 << 30)):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise UsageError(f"link option {name} = {value}: must be from {least} to {most}", option=name)
+        for name, (low, high, unit) in LIMITS.items():
+            value = getattr(self, name)
+            if value != 0 and not low <= value <= high:
+                raise UsageError(
+                    f"link option {name} = {value}: must be from {low} to {high} {unit}, or 0 for no limit", option=name
+                )
+        if self.dead <= self.heartbeat:
+            raise UsageError(
+                f"link option dead = {self.dead}: must be more than heartbeat, {self.heartbeat}", option="dead"
+            )

@@ -16,12 +16,32 @@ import numpy as np
 
 from pyrepl import items, operations
 from pyrepl._core import batch, layout
+from pyrepl._core.stream import Reach
 from pyrepl.divergence import descriptors
-from pyrepl.errors import PeerError, ProtocolError, PyreplError, Refused, check
+from pyrepl.errors import NotFound, PeerError, ProtocolError, PyreplError, Refused, UsageError, check
+from pyrepl.items import MOST_REFUSALS, Refusal
 from pyrepl.lineage import Lineage, common, is_valid
 from pyrepl.pairing import describe_limits, introduce
+from pyrepl.parting import parting_of_two, words_of_two
 from pyrepl.protocol import messages
-from pyrepl.protocol.messages import Ack, Close, Heartbeat, Hello, Pair, Paired, Refuse, Welcome
+from pyrepl.protocol.frames import HEADER
+from pyrepl.protocol.messages import (
+    DIGEST,
+    MOST_ASKED,
+    MOST_DIGESTS,
+    MOST_PROBED,
+    Ack,
+    Close,
+    Digests,
+    Forget,
+    Heartbeat,
+    Hello,
+    Pair,
+    Paired,
+    Probe,
+    Refuse,
+    Welcome,
+)
 from pyrepl.protocol.session import Batch, Received, Session, State
 from pyrepl.seams import Entropy
 
@@ -34,6 +54,8 @@ class Reached(NamedTuple):
     lsn: int
     item: int
     consistent: bool
+    refusal: Refusal | None = None  # of the operation that this frame was
+    works: bool = False  # it was one with plug-ins: what came of it is known when it is performed
 
 
 class Replica:
@@ -51,13 +73,19 @@ class Replica:
         self.allow = allow
         self._entropy = entropy
         self._hello: Hello | None = None
+        self._leads = False  # this site is a primary of the group itself, and says where it stands
         self._forked = False
         self._previous: int | None = None  # digest of the batch before; None: not known
         self._reached: deque[Reached] = deque()
         self._durable = Reached(0, 0, 0, 0, False)
         self._last = self._durable
         self._told: Ack | None = None
+        self._unsettled = -1  # frames: up to there, the flag of a frame may be older than a result that differed
+        self._reach: Reach | None = None
         self._heartbeats = 0
+        self._asked: deque[Probe | Forget] = deque()
+        self._answers: deque[Digests] = deque()
+        self._unanswered = 0
         self.bytes_received = dict.fromkeys(("events", "operations", "copied", "items"), 0)
 
     # ---------------------------------------------------------------- what comes
@@ -75,6 +103,12 @@ class Replica:
                 self._batch(data)
             case Heartbeat():
                 self._note(self._last.position, self._last.lsn, self._last.item, self._last.consistent)
+            case Probe():
+                self._probe(received)
+            case Forget():
+                self._asked.append(received)
+                if len(self._asked) > 2 * MOST_ASKED:
+                    raise ProtocolError("more verifications are over than were begun")
             case Hello():
                 return self._greeted(received)
             case Pair():
@@ -91,7 +125,12 @@ class Replica:
             return self.close(getattr(error, "reason", error.code), error.text)
         reason = getattr(error, "reason", "state")
         code = reason if reason in messages.REFUSALS else "state"
-        return self.session.send(Refuse(code=code, text=error.text[:1024]))
+        if not self._leads:
+            return self.session.send(Refuse(code=code, text=error.text[:1024]))
+        site = self.site
+        return self.session.send(Refuse(code=code, text=error.text[:1024], node=site.node_id,
+                                        lineage=site.end.lineage.encode(), lsn=site.window.state().durable_lsn,
+                                        asks=site.roles.asking))
 
     def close(self, code: str, text: str) -> bytes:
         """The frame that ends the connection in good order, if one may be sent now."""
@@ -116,15 +155,82 @@ class Replica:
         if self.session.state is not State.OPEN:
             return b""
         state = self.site.window.state()
-        while self._reached and self._reached[0].position <= state.durable_position:
+        refusals: list[Refusal] = []
+        while self._reached and self._reached[0].position <= state.durable_position and len(refusals) < MOST_REFUSALS:
+            if self._reached[0].works and self._reached[0].position > state.applied_position:
+                break  # what came of it is not known: nor is that durable
             self._durable = self._reached.popleft()
+            if self._durable.refusal is not None:
+                refusals.append(self._durable.refusal)
+            elif self._durable.works and (reason := self.site.outcomes.surprises.pop(self._durable.lsn, "")):
+                refusals.append(Refusal(self._durable.lsn, reason))
+                self._unsettled = self._last.frames
         durable, last = self._durable, self._last
         ack = Ack(received=last.frames, durable=durable.frames, received_lsn=last.lsn, durable_lsn=durable.lsn,
-                  applied_lsn=state.applied_lsn, item=durable.item, consistent=durable.consistent)
+                  applied_lsn=state.applied_lsn, item=durable.item,
+                  consistent=durable.consistent and durable.frames > self._unsettled, refusals=refusals)
         if ack == self._told:
             return b""
         self._told = ack
         return self.session.send(ack)
+
+    @property
+    def owes(self) -> bool:
+        """Whether something was received that the primary has not been told is durable."""
+        return self._told is None or self._told.durable < self._last.frames
+
+    # ---------------------------------------------------------------- verification
+
+    def _probe(self, probe: Probe) -> None:
+        """Limits what one probe, and all that are unanswered, may cost."""
+        regions = max(1, MOST_PROBED // self.site.region_size)
+        if not 0 < probe.count <= regions or not 0 < probe.per <= regions:
+            raise ProtocolError(f"a probe of {probe.count} regions by {probe.per}, where {regions} are the most")
+        if -(-probe.count // probe.per) > MOST_DIGESTS:
+            raise ProtocolError(f"a probe for more than {MOST_DIGESTS} digests")
+        if self._unanswered >= MOST_ASKED:
+            raise ProtocolError(f"more than {MOST_ASKED} probes before an answer")
+        self._unanswered += 1
+        self._asked.append(probe)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether :meth:`look` has something to do."""
+        return bool(self._asked)
+
+    def look(self) -> bool:
+        """Digests what the next probe asks for; :meth:`answer` makes the frame. May take long, and wait for the
+        applier: never called by the threads that receive or send. False: nothing was asked.
+
+        Raises:
+            ProtocolError: regions that the store does not have.
+        """
+        if not self._asked:
+            return False
+        asked = self._asked[0]
+        if isinstance(asked, Forget):
+            self.site.verification.forget(asked.lsn)
+        else:
+            digests, problem = b"", ""
+            try:
+                digests = self.site.verification.digests(asked.lsn, asked.store, asked.first, asked.count, asked.per)
+                check(len(digests) == -(-asked.count // asked.per) * DIGEST, "one digest for each part of a probe")
+            except UsageError as error:
+                raise ProtocolError(f"a probe that cannot be: {error.text}") from error
+            except (NotFound, Refused, LookupError, OSError) as error:
+                problem = str(error)[:1024]
+            self._answers.append(
+                Digests(lsn=asked.lsn, store=asked.store, first=asked.first, digests=digests, problem=problem)
+            )
+        self._asked.popleft()
+        return True
+
+    def answer(self) -> bytes:
+        """The frame of the next answer; empty if there is none."""
+        if not self._answers or self.session.state is not State.OPEN:
+            return b""
+        self._unanswered -= 1
+        return self.session.send(self._answers.popleft())
 
     # ---------------------------------------------------------------- the handshake
 
@@ -142,8 +248,15 @@ class Replica:
             self._refuse(
                 "version", f"this site speaks version {layout.WIRE_VERSION} of the protocol, the primary does not"
             )
+        if site.role != "secondary" and hello.overrules and self._overruled(hello):
+            self._refuse("busy", f"group {site.name!r} is a primary here, and steps down for the one that overrules it")
         if site.role != "secondary":
-            self._refuse("role", f"group {site.name!r} is a primary on this node: make it there with role secondary")
+            self._refuse_primary(hello)
+        if site.roles.changing:
+            self._refuse("busy", f"group {site.name!r} is changing its role on this node: try again")
+        if site.outcomes.is_pending:
+            self._refuse("busy", f"group {site.name!r} performs a plug-in on this node, and cannot say what came of it "
+                                 f"yet: try again")
         if hello.node == site.node_id:
             self._refuse("identity", "the primary is this very node")
         ours = messages.limits(site.alignment, site.region_size)
@@ -160,21 +273,42 @@ class Replica:
                 )
         if not is_valid(hello.lineage):
             raise ProtocolError("a hello without a lineage")
-        if site.group_id is None:
-            if self.allow is not None and hello.node not in self.allow:
-                self._refuse("identity", "this node is not told to be paired with that primary")
-        else:
+        if self.allow is not None and hello.node not in self.allow and hello.node != site.fed_by:
+            self._refuse("identity", "this node is not told to be paired with that primary")
+        if site.group_id is not None:
             if hello.group != site.group_id:
                 self._refuse("group", f"this node holds another group under the name {site.name!r}")
-            if site.fed_by is not None and hello.node != site.fed_by:
-                self._refuse("identity", "the group was paired with another primary")
-            if common(site.end.lineage, site.end.lsn, Lineage.decode(hello.lineage), hello.lsn) < 0:
-                self._refuse("lineage", "the primary's history has nothing in common with what this site holds")
+            lineage = Lineage.decode(hello.lineage)
+            site.roles.judge(hello.node, lineage, hello.lsn, overrules=hello.overrules)
+
+    def _refuse_primary(self, hello: Hello) -> None:
+        """There are two primaries: what each has that the other lacks decides what is to be done."""
+        site, parted = self.site, None
+        if hello.group == site.group_id and hello.node != site.node_id and is_valid(hello.lineage):
+            here = site.window.state().durable_lsn
+            parted = parting_of_two(site.end.lineage, here, Lineage.decode(hello.lineage), hello.lsn,
+                                    asks=site.roles.asking, asks_there=hello.asks)
+            site.roles.meet(hello.node, parted)
+            self._leads = True
+        if parted is not None and site.roles.gives_way(hello.node, parted, leads=not hello.asks):
+            self._refuse("busy", f"group {site.name!r} was a primary on this node, has nothing that the one that took "
+                                 f"over lacks, and becomes its secondary: try again")
+        if parted is None:
+            self._refuse("role", f"group {site.name!r} is a primary on this node: demote it there first")
+        else:
+            self._refuse("lineage" if parted.is_split_brain else "role", words_of_two(parted, site.name))
+
+    def _overruled(self, hello: Hello) -> bool:
+        if hello.group != self.site.group_id or hello.node == self.site.node_id or not is_valid(hello.lineage):
+            return False
+        return bool(self.site.roles.overruled(hello.node, Lineage.decode(hello.lineage), hello.lsn))
 
     def _greeted(self, hello: Hello) -> bytes:
         site = self.site
         self.judge(hello)
         self._hello = hello
+        if site.group_id is not None:
+            site.roles.follow(hello.node)  # rule role_follow
         self._settle_position()
         return self.session.send(
             Welcome(
@@ -189,6 +323,9 @@ class Replica:
                 item=site.end.item,
                 consistent=site.end.consistent and site.group_id is not None,
                 stores=introduce(site.end.catalog),
+                yields=site.end.yields,
+                refusals=list(site.end.refusals),
+                tail=site.end.tails.get(hello.node),
             )
         )
 
@@ -198,6 +335,7 @@ class Replica:
         end, window = self.site.end, self.site.window
         position = window.state().end_position
         window.make_durable(position)
+        self.site.outcomes.surprises.clear()  # the welcome tells them all
         self._last = self._durable = Reached(self.session.received, position, end.lsn, end.item, end.consistent)
 
     def _pair(self, pair: Pair) -> bytes:
@@ -208,7 +346,7 @@ class Replica:
         if pair.group != hello.group or pair.node != hello.node or not is_valid(pair.lineage):
             raise ProtocolError("a pair that is not of the site that said hello")
         ids = {info.id for info in pair.stores}
-        if len(ids) != len(pair.stores) or any(not 1 <= number < 1 << 32 for number in ids):
+        if len(ids) != len(pair.stores) or any(not 1 <= number < layout.FIRST_LOCAL for number in ids):
             raise ProtocolError("a pair with store numbers that cannot be")
         names = {info.name: info for info in pair.stores}
         if len(names) != len(pair.stores):
@@ -222,9 +360,37 @@ class Replica:
         if len(names) != len(site.end.catalog.stores):
             self._refuse("stores", "the primary names volumes that this site does not have")
         lineage = Lineage.decode(pair.lineage)
-        site.adopt(pair.group, {name: info.id for name, info in names.items()}, lineage, pair.lsn, pair.node)
+        site.intake.adopt(pair.group, {name: info.id for name, info in names.items()}, lineage, pair.lsn, pair.node)
         self._settle_position()
         return self.session.send(Paired(lsn=pair.lsn))
+
+    # ---------------------------------------------------------------- batches by the run
+
+    def reach(self) -> Reach | None:
+        """What the next batches of events must be, for whoever takes in many at once (``_core/stream``); None: the next
+        frame is to be received by itself. Batches that do not fit it come to :meth:`receive`, which says why."""
+        site, session = self.site, self.session
+        if not self._forked or session.state is not State.OPEN or site.role != "secondary":
+            return None
+        if self._reach is None:
+            self._reach = Reach(alignment=site.alignment)
+        end = site.end
+        self._reach.begin(
+            site.group_id, end.lineage.generation, session.id, session.received, end.lsn, self._previous
+        )
+        return self._reach
+
+    def took(self, reach: Reach) -> None:
+        """They were taken in as far as ``reach`` says: in the window, each judged."""
+        if not reach.batches:
+            return
+        end = self.site.end
+        self.site.refused = ""
+        self.session.took_batches(reach.sequence)
+        end.take_events(reach.lsn)
+        self._previous = reach.previous
+        self.bytes_received["events"] += reach.bytes - HEADER * reach.batches
+        self._note(reach.position, end.lsn, end.item, end.consistent)
 
     # ---------------------------------------------------------------- batches
 
@@ -244,14 +410,17 @@ class Replica:
         else:
             kind = self._check_item(travel, head, payload)
         try:
-            position = site.receive(head, payload)
+            position = site.intake.receive(head, payload)
         except PyreplError as error:
             raise Refused(f"this site cannot take what the primary sent: {error.text}", reason="state") from error
         self.bytes_received[kind] += len(data)
-        self._note(position, site.end.lsn, site.end.item, site.end.consistent)
+        refusal = Refusal(site.end.lsn, site.refused) if site.refused else None
+        works = travel.kind == layout.BATCH_OPERATION and position == site.outcomes.received_until
+        self._note(position, site.end.lsn, site.end.item, site.end.consistent, refusal, works)
 
-    def _note(self, position: int, lsn: int, item: int, consistent: bool) -> None:
-        self._last = Reached(self.session.received, position, lsn, item, consistent)
+    def _note(self, position: int, lsn: int, item: int, consistent: bool, refusal: Refusal | None = None,
+              works: bool = False) -> None:
+        self._last = Reached(self.session.received, position, lsn, item, consistent, refusal, works)
         self._reached.append(self._last)
 
     def _check_events(self, travel: batch.Head, head: memoryview, payload: memoryview) -> str:
@@ -270,9 +439,14 @@ class Replica:
             self._check_inside(head)
         else:
             try:
-                operations.decode(body_of(head, payload)).check(end.catalog)
+                operation = operations.decode(body_of(head, payload))
+                operation.check(end.catalog)
             except PyreplError as error:
                 raise Refused(f"an operation that this site cannot perform: {error.text}", reason="state") from error
+            works, decided = operations.works(operation), end.decided
+            told = len(decided.outcomes) if decided is not None and decided.lsn == travel.first_lsn else 0
+            if told != len(works):
+                raise ProtocolError(f"an operation with {len(works)} plug-ins, of which {told} outcomes were told")
         self._previous = digest(travel)
         return "events" if travel.kind == layout.BATCH_EVENTS else "operations"
 
@@ -312,22 +486,35 @@ class Replica:
         match item:
             case items.Fork(pairs, lsn):
                 self._check_fork(pairs, lsn)
+                self._keep_tail(lsn)  # rule role_tail
             case items.Skip(lsn, pairs):
                 if lsn <= end.lsn or not self._follows(pairs, lsn):
                     raise ProtocolError(f"a skip to event {lsn} from {end.lsn}")
                 self._previous = None
             case items.Make(info):
                 region_size = self.site.region_size
-                if info.id in end.catalog or not 1 <= info.id < 1 << 32 or end.catalog.is_taken(info.name):
+                if info.id in end.catalog or not 1 <= info.id < layout.FIRST_LOCAL or end.catalog.is_taken(info.name):
                     raise ProtocolError(f"a store {info.id} that is there already")
                 if info.size <= 0 or info.size % region_size or info.size >> 56:
                     raise ProtocolError(f"a store of {info.size} bytes")
             case items.Drop(number):
                 if number not in end.catalog:
                     raise ProtocolError(f"store {number} is to be dropped and is not there")
-            case items.Consistent():
+            case items.Decided(lsn):
+                if lsn != end.lsn + 1:
+                    raise ProtocolError(f"outcomes of event {lsn} where {end.lsn + 1} is next")
+            case items.Consistent() | items.Handover():
                 pass
         return "items"
+
+    def _keep_tail(self, fork: int) -> None:
+        try:
+            self.site.roles.keep_tail(fork)
+        except (PyreplError, OSError) as error:
+            raise Refused(
+                f"what this site holds after event {fork} would be lost, and cannot be kept: {error}", reason="state",
+                retryable=True,
+            ) from error
 
     def _check_fork(self, pairs: list[tuple[bytes, int]], lsn: int) -> None:
         """Only to a position that both have in common, along the lineage of the hello; once where the stream opens,

@@ -6,19 +6,35 @@ Decides how a caller asks what has become of something. Must not know how it is 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyrepl.errors import UsageError, WaitTimeout
 
 if TYPE_CHECKING:
     from pyrepl._core import window
     from pyrepl.group import Group
+    from pyrepl.operations import Member
     from pyrepl.site import Admission
     from pyrepl.volume import Snapshot
 
 ADMITTED, PERFORMED = "admitted", "performed"
+PERFORM = "perform"  # the kind of plug-ins
+Progress = Callable[[dict[str, Any]], None]
+TELL_EVERY = 0.2  # seconds between two calls of a progress callback
+
+
+class MemberResult(NamedTuple):
+    """One operation of a set: its kind, the names and numbers of the stores that it made, and the bytes that it changed
+    here, None until the set is performed; of a plug-in ``digest`` and ``failed``, as of :class:`OperationResult`."""
+
+    kind: str
+    created: dict[str, int]
+    bytes_changed: int | None
+    digest: bytes | None = None
+    failed: str | None = None
 
 
 class OperationResult:
@@ -28,17 +44,48 @@ class OperationResult:
         lsn: its place; every event with a smaller LSN is before it, at every site.
         kind: what it is ("snapshot", "restore", ...).
         created: names of the stores that it made.
+        links: how many links the group had when it was admitted.
         snapshots: of a snapshot of the whole group: the snapshots that it made.
+        details: of a rewind: ``to_lsn``, the LSN that the new volume shows; ``bytes_written``, what was written to it.
     """
 
     def __init__(self, group: Group, admission: Admission) -> None:
         self._group = group
         self._changed: int | None = None
-        self._links = len(group.site.links)  # of the group when it was admitted
+        self._outcome: tuple[bytes, str] | None = None
+        self.links = len(group.site.links)
         self.lsn = admission.lsn
         self.kind = admission.operation.kind
         self.created = dict(admission.created)
         self.snapshots: list[Snapshot] = []
+        self.details: dict[str, int] = {}
+        self._members = [(member.kind, _created(member, admission.created)) for member in admission.members]
+
+    @property
+    def members(self) -> list[MemberResult]:
+        """Of a set: what came of each of its operations, in the order in which they were given; else empty."""
+        figures = self._group.figures(self.lsn) if self._members else []
+        known: list[int | None] = [*figures] or [None] * len(self._members)
+        came = self._group.outcome(self.lsn) if figures else [(None, None)] * len(self._members)
+        return [MemberResult(kind, dict(created), changed, *(of if kind == PERFORM else (None, None)))
+                for (kind, created), changed, of in zip(self._members, known, came, strict=True)]
+
+    @property
+    def digest(self) -> bytes | None:
+        """Of a plug-in: what it said of what it did; None until it is performed, and of other operations."""
+        self._look()
+        return self._outcome[0] if self._outcome is not None else None
+
+    @property
+    def failed(self) -> str | None:
+        """Of a plug-in: why it failed, and nothing was changed at any site; "": it did what it does. None until it is
+        performed, and of other operations."""
+        self._look()
+        return self._outcome[1] if self._outcome is not None else None
+
+    def _look(self) -> None:
+        if self._outcome is None and self.kind == PERFORM:
+            self._outcome = next(iter(self._group.outcome(self.lsn)), None)
 
     @property
     def state(self) -> str:
@@ -57,23 +104,71 @@ class OperationResult:
     def bytes_avoided(self) -> int | None:
         """Bytes that shipping the changed data would have put on the links that the group had, all together: 0 without
         a link. None as long as :attr:`bytes_changed` is."""
-        changed = self.bytes_changed
-        return changed * self._links if changed is not None else None
+        from pyrepl.operations import avoided  # the command line, which asks for a status, is quicker without it
 
-    def wait(self, where: str = "primary", timeout: float | None = None) -> OperationResult:
+        changed = self.bytes_changed
+        return avoided(changed, self.links) if changed is not None else None
+
+    def wait(
+        self, where: str = "primary", timeout: float | None = None, progress: Progress | None = None
+    ) -> OperationResult:
         """Returns when it is performed: here (``primary``), or at the secondary of the link of that name.
+
+        Args:
+            where: "primary" (or "here"), or the name of a link.
+            timeout: seconds, None for ever.
+            progress: as of :meth:`Group.wait`.
 
         Raises:
             WaitTimeout: ``timeout`` seconds are over; the operation goes on.
             NotFound: there is no such link.
         """
-        self._group.wait(self.lsn, where=where, timeout=timeout)
+        self._group.wait(self.lsn, where=where, timeout=timeout, progress=progress)
         if where == "primary":
             self._changed = self.bytes_changed  # while the figure is still kept
+            self._look()
         return self
+
+    @property
+    def verification(self) -> dict[str, Any] | None:
+        """Of an operation with ``verify=True``: ``lsn``, ``done`` (whether the comparison is over), ``region_size`` in
+        bytes, and ``links`` as of :meth:`Group.verify`, with the state ``comparing`` until then. Else None."""
+        judged = self._group.comparisons.find(self.lsn)
+        return judged.result() if judged is not None else None
+
+    def wait_verified(self, timeout: float | None = None, progress: Progress | None = None) -> dict[str, Any]:
+        """Returns when the result of an operation with ``verify=True`` is compared at every link, and what differed is
+        repaired; what :attr:`verification` is then. A link that does not get on is given up; see :meth:`Group.verify`.
+
+        Args:
+            timeout: seconds, None for ever.
+            progress: called a few times a second with the verification so far. What it raises ends the waiting only.
+
+        Raises:
+            UsageError: it was made without ``verify=True``.
+            WaitTimeout: it goes on.
+        """
+        judged = self._group.comparisons.find(self.lsn)
+        if judged is None:
+            raise UsageError(f"the {self.kind} at LSN {self.lsn} was made without verify=True: nothing is compared",
+                             lsn=self.lsn)
+        return judged.wait(check_timeout(timeout), progress)
+
+    def wait_all(self, timeout: float | None, progress: Progress | None = None) -> None:
+        """As a call that makes an operation waits for it: until it is performed here, and compared if that is wanted.
+        Arguments and errors as of :meth:`wait`."""
+        begin = time.monotonic()
+        self.wait(timeout=timeout, progress=progress)
+        if self._group.comparisons.find(self.lsn) is not None:
+            self.wait_verified(None if timeout is None else max(0.0, begin + timeout - time.monotonic()), progress)
 
     def __repr__(self) -> str:
         return f"<{self.kind} at LSN {self.lsn} of group {self._group.name!r}: {self.state}>"
+
+
+def _created(member: Member, created: dict[str, int]) -> dict[str, int]:
+    """Those of the stores that a set made which this member made."""
+    return {name: store for name, store in created.items() if store in member.footprint.writes}
 
 
 class Ticket:
@@ -172,4 +267,5 @@ def check_timeout(timeout: float | None) -> float | None:
     return timeout
 
 
-__all__ = ["ADMITTED", "PERFORMED", "Events", "OperationResult", "Ticket", "check_timeout"]
+__all__ = ["ADMITTED", "PERFORM", "PERFORMED", "Events", "MemberResult", "OperationResult", "Progress", "Ticket",
+           "check_timeout"]

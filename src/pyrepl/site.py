@@ -18,32 +18,43 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
-from pyrepl import items, notes, operations
-from pyrepl._core import batch, layout
+from pyrepl import notes, operations
+from pyrepl._core import layout
 from pyrepl._core.device import Device
 from pyrepl._core.stores import Stores
 from pyrepl._core.window import Window, WindowState
 from pyrepl.applier import Applier, OperationResult
-from pyrepl.catalog import VOLUME, Catalog, Store, check_new_name, check_size
-from pyrepl.errors import Diverged, Refused, UsageError, check
+from pyrepl.catalog import Catalog, Store
+from pyrepl.delay import Delay
+from pyrepl.errors import Exists, Refused, UsageError, check
+from pyrepl.gallery import Gallery
+from pyrepl.intake import Intake
 from pyrepl.items import StoreInfo
 from pyrepl.journal import Body, Journal, pack_maps
 from pyrepl.lineage import Lineage
-from pyrepl.operations import Copied, Created, Deleted, Effect, Operation, Resized
+from pyrepl.operations import Copied, CopiedImage, Created, Deleted, Effect, Operation, Resized, Reworked
 from pyrepl.options import MIB, SiteOptions
+from pyrepl.outcomes import Outcomes
 from pyrepl.point import Point
+from pyrepl.protective import Protective
 from pyrepl.recovery import recover
-from pyrepl.seams import Entropy, Placement
+from pyrepl.roles import PRIMARY, SECONDARY, Roles
+from pyrepl.seams import Entropy, Gate, NoPlugins, OpenGate, Placement, Plugins
 from pyrepl.shelf import Shelf
+from pyrepl.standing import standing
+from pyrepl.verification import Verification
+from pyrepl.views import Views
 
 if TYPE_CHECKING:
     from pyrepl.link import Link
 
-PRIMARY, SECONDARY = "primary", "secondary"
+RELAXED, STRICT = ORDERINGS = ("relaxed", "strict")  # whether sets, whose members have no order, are admitted
+MOST_ZOMBIES = 32  # deleted stores that keep their devices while the mover rests
 MAP_ENTRY = 24  # bytes of pr_map_entry
 T = TypeVar("T")
 
@@ -56,6 +67,12 @@ class Admission(NamedTuple):
     lsn: int
     operation: Operation
     created: dict[str, int]
+
+    @property
+    def members(self) -> list[operations.Member]:
+        """Of a set."""
+        operation = operations.plain(self.operation)
+        return operation.members if isinstance(operation, operations.Set) else []
 
 
 class Site:
@@ -72,6 +89,7 @@ class Site:
         placement: Placement,
         entropy: Entropy,
         options: SiteOptions,
+        ordering: str = RELAXED,
     ) -> None:
         self.journal = journal
         self.name = name
@@ -80,27 +98,46 @@ class Site:
         self.group_id = group_id
         self.entropy = entropy
         self.options = options
+        self.ordering = ordering
         self.region_size = journal.region_size
         self.alignment = journal.alignment
         self.fed_by: bytes | None = None
         self.links: dict[str, Link] = {}
+        self.successor = ""  # of a primary that has stepped down: the link by which another site is asked to lead
+        self.remembered: dict[bytes, Link] = {}  # by node: primaries that fed this site, until a link leads to them
         self.reserved: dict[int, tuple[str, bool]] = {}  # store id -> (path, fresh): made or given at admission
+        self.refusing: dict[int, str] = {}  # LSN of an operation to come -> why not all of it will be performed
+        self.awaiting: set[bytes] = set()  # tickets of early operations that somebody in this process means to end
+        self.refused = ""  # why of what was received last not all will be performed
         self.checkpoints = 0  # sequence of the last durable checkpoint
+        self.gate: Gate = OpenGate()  # what happens at marks
+        self.plugins: Plugins = NoPlugins()
+        self.outcomes = Outcomes(self)
         self.exclusive: Callable[[Callable[[], Any]], Any] = lambda call: call()
+        self.guard: AbstractContextManager[Any] = contextlib.nullcontext()  # of all links of this site
         self.stores = Stores(region_size=self.region_size, alignment=self.alignment)
         reserve = min(max(journal.log_size // 8 // layout.BLOCK * layout.BLOCK, 16 * layout.BLOCK), 16 * MIB)
         self.window = Window(ring=options.ring_bytes, alignment=self.alignment, reserve=reserve)
-        self._expect_notes(0)
-        self._room = journal.log_size - reserve  # what batches may use of the log
+        self._expected = 0  # stores that applying may re-point
+        self.views = Views(self)
+        self.protective = Protective(self)
+        self.intake = Intake(self)
+        self.verification = Verification(self)
+        self.roles = Roles(self)
+        self.delay = Delay(self)
+        self.expect_notes(0)
+        self.room = self._room = journal.log_size - reserve  # what batches may use of the log
         # What links may hold of it before it is folded: the longest event (1 MiB, half of a small log) still fits.
         self._most_held = self._room * (12 if self._room >= 8 * MIB else 7) // 16
         self.shelf = Shelf(self.stores, placement)
+        self.gallery = Gallery(self)
         self.applier = Applier(self)
         self.here: Point  # where the stores are
         self.end: Point  # where the journal ends
         self._checkpoint_position = 0
         self._body_length = 0
         self._urgent_lsn = 0  # an operation waits there: the mover rests until it is performed
+        self._parked = False  # what recovery found to be redone is left in the log
         self._closed = False
 
     # ---- life
@@ -117,8 +154,11 @@ class Site:
         placement: Placement,
         entropy: Entropy,
         created_ns: int,
+        ordering: str = RELAXED,
     ) -> Site:
         """Formats the journal device and opens an empty group on it: active if primary, fresh if secondary."""
+        if ordering not in ORDERINGS:
+            raise UsageError(f"a group cannot have the ordering {ordering!r}: 'relaxed' or 'strict'", ordering=ordering)
         if role not in (PRIMARY, SECONDARY):
             raise UsageError(f"a group cannot have the role {role!r}: primary or secondary", role=role)
         # A position that no journal used here before: what an older one left in the log cannot be taken for this one's.
@@ -142,6 +182,7 @@ class Site:
             placement=placement,
             entropy=entropy,
             options=options,
+            ordering=ordering,
         )
         lineage = Lineage(((entropy(16), 0),))
         site.here = Point(lsn=0, lineage=lineage, consistent=role == PRIMARY, item=0, catalog=Catalog())
@@ -153,8 +194,12 @@ class Site:
 
     @classmethod
     def open(cls, journal: Device, *, node_id: bytes, placement: Placement, entropy: Entropy,
-             options: SiteOptions | None = None) -> Site:
+             options: SiteOptions | None = None, adopt: bool = False, ask: bool = False) -> Site:
         """Recovers the group whose journal stands on this device. A primary begins a new generation before it appends.
+
+        Args:
+            ask: a primary that has links is not active before they have answered; see :meth:`Roles.activate`.
+            adopt: the journal of another node is this node's from here on; durable with the next checkpoint.
 
         Raises:
             Corrupt: the device holds no journal, or one that is damaged below what was durable.
@@ -163,7 +208,7 @@ class Site:
         found = Journal.find(journal)
         checkpoint = found.read_checkpoint()
         body = checkpoint.body
-        if body.node_id != node_id:
+        if body.node_id != node_id and not adopt:
             raise Refused(
                 f"the journal on {journal.name} belongs to another node ({body.node_id.hex()})",
                 reason="node",
@@ -173,27 +218,34 @@ class Site:
             options or SiteOptions(), region_size=found.region_size, alignment=found.alignment
         )
         site = cls(found, name=body.name, role=body.role, node_id=node_id, group_id=body.group_id, placement=placement,
-                   entropy=entropy, options=options)
-        site.fed_by = body.fed_by
+                   entropy=entropy, options=options, ordering=body.ordering)
+        site.fed_by, site.successor = body.fed_by, body.successor
+        site.delay.seconds = body.delay
         site.checkpoints = checkpoint.sequence
         scan = recover(site, checkpoint)
         site._checkpoint_position = checkpoint.applied_position
-        if body.links:
+        if body.links or body.remembered:
             from pyrepl.link import Link  # which knows Site
 
             site.links = {name: Link.restore(site, blob) for name, blob in body.links.items()}
-        tail = min([checkpoint.scan_position, *(link.position for link in site.links.values())])
+            site.remembered = {node: Link.restore(site, blob) for node, blob in body.remembered.items()}
+        site.roles.asking = site.roles.held = ask and site.role == PRIMARY and bool(site.links)
+        tail = min([checkpoint.scan_position, *(link.position for link in site.followers)])
         site._open_window(scan.end_position, tail, scan.chain)
-        if site.role == PRIMARY:
-            site._activate()
+        if site.accepts:
+            site.activate()
+        site.views.close_all()
         return site
 
-    def begin_window(self, applied_position: int, redo: list[tuple[int, bytes]]) -> None:
-        """Recovery hands over what is to be redone."""
-        self._expect_notes(len(self.end.catalog.stores))
+    def begin_window(self, applied_position: int, redo: list[tuple[bytes, list[int]]], *, parked: bool) -> None:
+        """Recovery hands over what is to be redone: records, each with the stores whose readers wait for it.
+        ``parked``: it is left in the log until it is applied, and of the records there is only what stands before their
+        payload."""
+        self.expect_notes(len(self.end.catalog.stores))
         self._applied_position = applied_position
-        for _, record in redo:
-            self.window.load(record)
+        for record, blocks in redo:
+            self.window.load(record, blocks=blocks, parked=parked)
+        self._parked = parked
 
     def _open_window(self, position: int, tail: int, chain: int) -> None:
         applied = getattr(self, "_applied_position", position)
@@ -211,14 +263,25 @@ class Site:
             generation=self.end.lineage.generation,
             seed=int.from_bytes(self.entropy(8), "little"),
         )
-        for store in self.end.catalog:
-            self.window.set_store(store.id, store.size, self.role == PRIMARY)
+        for store in self.here.catalog if self._parked else self.end.catalog:
+            self.window.set_store(store.id, store.size, self.accepts)
+        if self._parked:
+            for number in {**self.here.catalog.stores, **self.end.catalog.stores}:
+                store_then = self.end.catalog.stores.get(number)
+                self.window.announce(number, store_then.size if store_then is not None else 0)
+        self.delay.begin()
 
-    def _expect_notes(self, stores: int) -> None:
-        """Overwriting a region may re-point each of so many stores: what that takes of the log is kept free."""
-        self.window.set_notes(self.region_size, MAP_ENTRY * (stores + 2))
+    def expect_notes(self, stores: int | None = None) -> None:
+        """Overwriting a region may re-point each of so many stores, and every view: what that takes of the log is kept
+        free. From any thread: whoever comes last has seen what the others expect."""
+        if stores is not None:
+            self._expected = stores
+        count = -1
+        while count != self._expected + self.views.expected:
+            count = self._expected + self.views.expected
+            self.window.set_notes(self.region_size, MAP_ENTRY * (count + 2))
 
-    def _activate(self) -> None:
+    def activate(self) -> None:
         """A new generation, durable before the first append (model: "Lineage")."""
         generation = self.entropy(16)
         self.end.begin(generation)
@@ -235,7 +298,7 @@ class Site:
         try:
             if not self.window.state().failed:
                 while self.applier.apply():
-                    pass
+                    pass  # up to a mark that is held: it is held again after the next start
                 self._checkpoint()
         finally:
             self.abandon()
@@ -243,6 +306,7 @@ class Site:
     def abandon(self) -> None:
         """Gives the devices back as a killed process would: nothing more is written."""
         self._closed = True
+        self.applier.workshop.abandon()
         self.window.close()
         self.shelf.close()
         self.journal.device.close()
@@ -250,21 +314,43 @@ class Site:
     # ---- one step of the applier's thread
 
     def step(self) -> bool:
-        """One epoch, operation or item, and a step of the mover unless an operation waits; a checkpoint when one is
-        due."""
+        """One epoch, operation or item, and a step of the mover unless an operation waits (and no more deleted stores
+        than a few wait for the mover); a checkpoint when one is due."""
         if self._is_checkpoint_due():
             self._checkpoint()
             return True
+        if self.protective.is_over():
+            self.protective.drop()
+            return True
         applied = self.applier.apply()
         state = self.window.state()
-        if state.applied_lsn < self._urgent_lsn or state.ring_used > state.ring_size // 2 or self._is_crowded():
+        if self.is_crowded():
+            return applied
+        hurry = state.applied_lsn < self._urgent_lsn or state.ring_used > state.ring_size // 2
+        if hurry and len(self.shelf.zombies) <= MOST_ZOMBIES:
             return applied
         return self.applier.move() or applied
 
-    def _is_crowded(self) -> bool:
+    def is_crowded(self) -> bool:
         """What is left of the log belongs to the notes of events: the mover's would take their place."""
         state = self.window.state()
         return state.end_position - state.tail_position + state.notes > self._room * 7 // 8
+
+    def make_room_for_note(self) -> bool:
+        """Between two steps: a note of its own is to be appended, which takes nothing that events were promised. False:
+        there is no room but the reserve's."""
+        for _ in range(4):
+            if not self.is_crowded():
+                return True
+            self.applier.apply()
+            self._checkpoint()
+        return not self.is_crowded()
+
+    def clear_room_for_note(self) -> bool:
+        """The same as part of a step, in which nothing more may be applied."""
+        if self.is_crowded():
+            self._checkpoint()
+        return not self.is_crowded()
 
     def _is_checkpoint_due(self) -> bool:
         state = self.window.state()
@@ -280,7 +366,7 @@ class Site:
     def _held(self) -> int:
         """The first position that a link still needs in the log."""
         held = self.window.state().end_position
-        for link in self.links.values():
+        for link in self.followers:
             with link.guard:
                 held = min(held, link.position)
         return held
@@ -295,8 +381,11 @@ class Site:
 
     def _checkpoint(self) -> None:
         state = self.window.state()
+        for link in self.links.values():
+            with link.guard:
+                link.inherit()
         if self._must_fold(state):
-            for link in self.links.values():
+            for link in self.followers:
                 with link.guard:
                     link.fold(state.applied_position)
         position, chain = state.applied_position, self._chain_at(state.applied_position)
@@ -316,10 +405,10 @@ class Site:
         )
         self._checkpoint_position = position
         tail = position
-        for link in self.links.values():
+        for link in self.followers:
             with link.guard:
                 link.saved(self.checkpoints)
-                tail = min(tail, link.kept)  # not its position, which moves on while the checkpoint is written
+                tail = min(tail, link.ledger.kept)  # not its position, which moves on while the checkpoint is written
         self.window.set_tail(max(tail, state.tail_position))  # rule tail_after
         self.shelf.bury(graves)
 
@@ -342,11 +431,16 @@ class Site:
 
     def _capture(self) -> Body:
         here, shelf = self.here, self.shelf
+        self.outcomes.forget()
         lineage = self.end.lineage.reached(here.lsn) if self.role == PRIMARY else here.lineage
-        links = {}
-        for name, link in self.links.items():
+        links, remembered = {}, {}
+        for link in self.links.values():
+            if self.role == PRIMARY or link.name == self.successor:  # who has stepped down keeps no other over a start
+                with link.guard:
+                    links[link.name] = link.save()
+        for node, link in self.remembered.items():
             with link.guard:
-                links[name] = link.save()
+                remembered[node] = link.save()
         return Body(
             name=self.name,
             role=self.role,
@@ -364,9 +458,32 @@ class Site:
             scratch_size=shelf.scratch_size,
             maps=shelf.maps(),
             links=links,
+            remembered=remembered,
+            handed_over=here.handed_over,
+            succession=here.succession,
+            successor=self.successor,
+            tails=here.tails,
+            yields=here.yields,
             fed_by=self.fed_by,
             given={store: path for store, (path, fresh) in list(self.reserved.items()) if not fresh},
+            views=list(self.views.opened.values()),
+            next_view=self.views.next_id,
+            ordering=self.ordering,
+            images=list(self.shelf.images.values()),
+            refusals=list(here.refusals),
+            refusing=self.refusing.copy(),
+            decided=here.decided,
+            outcomes=self.outcomes.known.copy(),
+            delay=self.delay.seconds,
+            protective=self.protective.snapshot,
+            waived=here.waived,
         )
+
+    def write_out(self) -> int:
+        """All that has its place is in the log on return; the position behind it."""
+        end = self.window.state().end_position
+        self.window.write_out(end)
+        return end
 
     # ---- a primary: admission
 
@@ -391,28 +508,53 @@ class Site:
             Refused, DeviceError, UsageError: it cannot be performed here; nothing was changed.
         """
         self._require_primary()
+        if self.ordering == STRICT and isinstance(operations.plain(operation), operations.Set):
+            raise Refused(
+                f"group {self.name!r} was made with ordering='strict': each operation has a place of its own, make "
+                f"them one after the other", reason="ordering")
         body = operations.encode(operation)
         check(operations.decode(body) == operation, "an operation reads back as it was meant", kind=operation.kind)
         effects = operation.effects(self.region_size)
         names = self._names_after(operation)
         created = {names[effect.store]: effect.store for effect in effects if isinstance(effect, Created)}
-        self._check_checkpoint_room(effects)
-        self._reserve(effects, names, paths or {})
+        if any(isinstance(effect, Created) for effect in effects):
+            self.check_checkpoint_room()
+        works = len(operations.works(operation))
+        if works:
+            self.outcomes.check_room(works)
+        for name in created:
+            if name in self.gallery.images:
+                raise Exists(f"group {self.name!r} has an image {name!r} at this site: give another name", name=name)
+        self.reserve(effects, names, paths or {})
         sizes = [(effect.store, effect.regions * self.region_size, True) for effect in effects
                  if isinstance(effect, Created | Resized)]
         dropped = [effect.store for effect in effects if isinstance(effect, Deleted)]
-        self._expect_notes(max(len(names), len(self.end.catalog.stores)))
+        self.expect_notes(max(len(names), len(self.end.catalog.stores)))
+        if isinstance(operation, operations.Compared):
+            self.verification.announce(operation)
+        pledged = False
         try:
+            self.gallery.pledge(effects)
+            pledged = True
             self._note_given(created, paths or {})
             lsn = self.window.submit_operation(body, blocks=operation.blocks, sizes=sizes,
                                                dropped=dropped)
         except BaseException:
-            self._unreserve(effects)
+            self.unreserve(effects)
+            if pledged:
+                self.gallery.redeem(effects)
+            if isinstance(operation, operations.Compared):
+                self.verification.retract(operation)
             with contextlib.suppress(OSError):  # then nothing can come that would take the note for its own
                 self._note_given(created, dict.fromkeys(paths or {}, ""))
             raise
         self.end.take_operation(operation, lsn)
-        self._expect_notes(len(names))
+        if isinstance(operation, operations.Early):
+            self.awaiting.add(operation.ticket)  # before it is durable, and so before a link sends it
+        self.expect_notes(len(names))
+        self.applier.links[lsn] = len(self.links)
+        if works:
+            self.outcomes.admitted(lsn, works)
         self._urgent_lsn = lsn
         return Admission(lsn, operation, created)
 
@@ -422,10 +564,18 @@ class Site:
         if given:
             self.window.append_note(notes.GIVEN, notes.encode(notes.Given(given)))
 
+    @property
+    def accepts(self) -> bool:
+        """Whether new events get their place here."""
+        return self.role == PRIMARY and not self.roles.held
+
     def _require_primary(self) -> None:
-        if self.role != PRIMARY:
+        if not self.accepts:
+            state = "is changing its role" if self.role == PRIMARY else "is a secondary"
+            if self.roles.asking:
+                state = "does not lead yet"
             raise Refused(
-                f"group {self.name!r} is a secondary here: operations and writes are made at its primary", reason="role"
+                f"group {self.name!r} {state} here: operations and writes are made at its primary", reason="role"
             )
 
     def _names_after(self, operation: Operation) -> dict[int, str]:
@@ -433,17 +583,24 @@ class Site:
         operation.apply(after)
         return {store.id: store.name for store in after}
 
-    def _check_checkpoint_room(self, effects: list[Effect]) -> None:
-        if any(isinstance(effect, Created) for effect in effects) and not self.journal.fits(
-            2 * self._body_length + 16 * 1024
-        ):
+    def check_checkpoint_room(self) -> None:
+        """Another store, or view, has room in a checkpoint.
+
+        Raises:
+            Refused: the text says what to do.
+        """
+        if not self.has_checkpoint_room(0):
             raise Refused(
                 f"the checkpoint areas of this journal ({self.journal.area_size} bytes each) have no room for the map of "  # noqa: E501
                 f"another store: delete snapshots, or move to a larger journal",
                 reason="limit",
             )
 
-    def _reserve(self, effects: list[Effect], names: dict[int, str], paths: dict[str, str]) -> None:
+    def has_checkpoint_room(self, more: int) -> bool:
+        """Whether a checkpoint has room for so many bytes more."""
+        return self.journal.fits(2 * self._body_length + 16 * 1024 + more)
+
+    def reserve(self, effects: list[Effect], names: dict[int, str], paths: dict[str, str]) -> None:
         placement = self.shelf.placement
         try:
             for effect in effects:
@@ -453,7 +610,7 @@ class Site:
                     if path:
                         placement.resize(path, size)
                     self.reserved[effect.store] = (
-                        path or placement.create(names[effect.store], effect.store, size),
+                        path or placement.create(names[effect.store], effect.store, size, self.shelf.paths),
                         not path,
                     )
                 elif isinstance(effect, Resized) and effect.store in self.shelf.places:
@@ -461,10 +618,10 @@ class Site:
                     if self.stores.device(place.slot).size < effect.regions * self.region_size:
                         placement.resize(place.path, effect.regions * self.region_size)
         except BaseException:
-            self._unreserve(effects)
+            self.unreserve(effects)
             raise
 
-    def _unreserve(self, effects: list[Effect]) -> None:
+    def unreserve(self, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Created):
                 path, fresh = self.reserved.pop(effect.store, ("", False))
@@ -475,137 +632,45 @@ class Site:
         """What came of the operation at this LSN; None if it is not performed yet or long ago."""
         return self.applier.results.get(lsn)
 
-    # ---- a secondary: what arrives
+    # ---- a secondary
 
-    def receive(self, head: memoryview, payload: memoryview) -> int:
-        """Appends a batch that was judged and checked against the protocol, unchanged; the position after it.
-
-        Raises:
-            Refused, UsageError, NotFound, Exists: an operation that this site cannot perform; nothing was appended.
-        """
-        check(self.role == SECONDARY, "only a secondary receives")
-        travel = batch.head(head)
-        if travel.kind == layout.BATCH_EVENTS:
-            _, after = self.window.append_received(head, payload)
-            self.end.take_events(travel.first_lsn + travel.count - 1)
-        elif travel.kind == layout.BATCH_COPIED:
-            _, after = self.window.append_received(head, payload)
-            self.end.take_copied(travel.item)
-        else:
-            record = batch.records(head)[0]
-            body = bytes(payload[record.payload:record.payload + record.length])
-            if travel.kind == layout.BATCH_OPERATION:
-                after = self._receive_operation(head, payload, operations.decode(body), travel.first_lsn)
-            else:
-                after = self._receive_item(head, payload, items.decode(body), travel.item)
-        return after
-
-    def _receive_operation(self, head: memoryview, payload: memoryview, operation: Operation, lsn: int) -> int:
-        operation.check(self.end.catalog)
-        effects = operation.effects(self.region_size)
-        catalog = self.end.catalog.copy()
-        operation.apply(catalog)
-        operations.judge(effects, catalog, self.region_size)
-        self._reserve([e for e in effects if isinstance(e, Resized)], {}, {})
-        _, after = self.window.append_received(head, payload, blocks=operation.blocks)
-        self.end.take_operation(operation, lsn)
-        self._expect_notes(len(self.end.catalog.stores))
-        self._announce(effects)
-        return after
-
-    def _receive_item(self, head: memoryview, payload: memoryview, item: items.Item, number: int) -> int:
-        if isinstance(item, items.Make):
-            check_new_name(self.end.catalog, item.store.name)
-            check_size(item.store.size, self.region_size)
-        _, after = self.window.append_received(head, payload)
-        self.end.take_item(item, number)
-        match item:
-            case items.Fork() | items.Skip():
-                self.window.set_lsn(self.end.lsn)
-            case items.Make(info):
-                self.window.set_store(info.id, info.size, False)
-            case items.Drop(store):
-                self.window.drop_store(store)
-        self._expect_notes(len(self.end.catalog.stores))
-        return after
-
-    def _announce(self, effects: list[Effect]) -> None:
+    def show(self, effects: list[Effect]) -> None:
+        """Readers see from here on what was parked and did this to stores."""
         for effect in effects:
             match effect:
                 case Created(store, regions, _) | Resized(store, regions):
-                    self.window.set_store(store, regions * self.region_size, False)
+                    self.window.show_store(store, regions * self.region_size)
                 case Deleted(store):
-                    self.window.drop_store(store)
-                case Copied():
+                    self.window.show_store(store, 0)
+                case Copied() | CopiedImage() | Reworked():
                     pass
+
+    @property
+    def visible(self) -> Catalog:
+        """The stores as readers see them: as of the journal's end, or as they are here where something is delayed."""
+        return self.here.catalog if self.delay.is_parking else self.end.catalog
 
     def store_of(self, info: StoreInfo) -> Store:
         """The store that a peer introduces."""
         return Store(id=info.id, name=info.name, kind=info.kind, size=info.size, origin=info.origin)
 
-    def prepare_volume(self, name: str, size: int, path: str = "") -> int:
-        """A fresh secondary gets a volume before it is paired; durable. Its id holds until the primary gives it
-        another.
-
-        Raises:
-            Refused: the group is a primary, or paired: then volumes come by the stream.
-        """
-        return int(self.exclusive(lambda: self._prepare_volume(name, size, path)))
-
-    def _prepare_volume(self, name: str, size: int, path: str) -> int:
-        if self.role != SECONDARY or self.group_id is not None:
-            raise Refused(
-                f"group {self.name!r} is not a fresh secondary: a volume is added at the primary", reason="role"
-            )
-        catalog = self.here.catalog
-        check_new_name(catalog, name)
-        check_size(size, self.region_size)
-        if path:
-            self.shelf.placement.resize(path, size)
-        store = Store(id=catalog.next_id, name=name, kind=VOLUME, size=size)
-        effects: list[Effect] = [Created(store.id, size // self.region_size, False)]
-        placed = self.shelf.prepare(effects, {store.id: (path, False)} if path else {}, {store.id: name})
-        self.shelf.perform(effects, *placed)
-        catalog.add(store)
-        self.end = self.here.copy()
-        self.window.set_store(store.id, size, False)
-        self._expect_notes(len(catalog.stores))
-        self._checkpoint()
-        return store.id
-
-    def adopt(self, group_id: bytes, ids: dict[str, int], lineage: Lineage, lsn: int, primary: bytes) -> None:
-        """First pairing: this secondary takes over identity, store numbers, lineage and position; durable on return.
-
-        Raises:
-            Diverged: it is paired already, with another group.
-        """
-        self.exclusive(lambda: self._adopt(group_id, ids, lineage, lsn, primary))
-
-    def _adopt(self, group_id: bytes, ids: dict[str, int], lineage: Lineage, lsn: int, primary: bytes) -> None:
-        if self.group_id is not None:
-            raise Diverged(
-                f"group {self.name!r} is paired already, as {self.group_id.hex()}", group=self.group_id.hex()
-            )
-        check(set(ids) == {store.name for store in self.here.catalog}, "pairing names other volumes than there are")
-        while self.applier.apply():
-            pass
-        adopted = Catalog()
-        for store in self.here.catalog:
-            adopted.add(Store(id=ids[store.name], name=store.name, kind=store.kind, size=store.size))
-            self.window.drop_store(store.id)
-        self.shelf.renumber({store.id: (ids[store.name], store.size) for store in self.here.catalog})
-        self.here = Point(lsn=lsn, lineage=lineage, consistent=False, item=0, catalog=adopted)
-        self.end = self.here.copy()
-        self.group_id, self.fed_by = group_id, primary
-        self.window.set_generation(lineage.generation, group_id)
-        self.window.set_lsn(lsn)
-        state = self.window.state()
-        self.window.applied(state.applied_position, lsn)
-        for store in adopted:
-            self.window.set_store(store.id, store.size, False)
-        self._checkpoint()
-
     # ---- links
+
+    @property
+    def followers(self) -> list[Link]:
+        """All for whom the log, or a backlog, is kept."""
+        return [*self.links.values(), *self.remembered.values()]
+
+    def remember(self, node: bytes) -> None:
+        """What changes from here on is kept for this node, which stands here or has gone further by itself: a link to
+        it will know. Between two steps, with everything applied."""
+        from pyrepl.link import Link  # which knows Site
+
+        link = Link(self, "remembered", address="", peer=node, guard=self.guard)
+        link.begin()
+        for store in self.here.catalog:
+            link.base.divergence.add(store.id, store.size // self.region_size, differs=False)
+        self.remembered[node] = link
 
     def attach(self, link: Link) -> None:
         """The link is part of the group from here on; durable on return."""
@@ -613,6 +678,7 @@ class Site:
 
     def _attach(self, link: Link) -> None:
         self._require_primary()
+        link.begin()  # before it counts: one that has not begun would hold the log from its start, and fold the others
         self.links[link.name] = link
         try:
             self._checkpoint()
@@ -623,54 +689,22 @@ class Site:
     def detach(self, name: str) -> None:
         """The link is forgotten; durable on return."""
         def forget() -> None:
-            self.links.pop(name)
+            link = self.links.pop(name)
+            self.roles.meet(link.peer or link.met, None)
             self._checkpoint()
+        self.exclusive(forget)
+
+    def forget_links(self, but: str = "") -> None:
+        """All but one: this site has stepped down, and the checkpoint that says so holds no other."""
+
+        def forget() -> None:
+            for name in [name for name in self.links if name != but]:
+                del self.links[name]
+
         self.exclusive(forget)
 
     # ---- for people
 
     def status(self) -> dict[str, Any]:
-        """Figures of this site: bytes, LSNs, states. A consistent look at each, not at all together."""
-        state = self.window.state()
-        return {
-            "group": self.name,
-            "group_id": self.group_id.hex() if self.group_id else None,
-            "role": self.role,
-            "consistent": self.end.consistent,
-            "generation": self.end.lineage.generation.hex(),
-            "lsn": {
-                "end": state.end_lsn,
-                "written": state.written_lsn,
-                "durable": state.durable_lsn,
-                "applied": state.applied_lsn,
-            },
-            "journal": {
-                "size": self.journal.log_size,
-                "used": state.end_position - state.tail_position,
-                "tail": state.tail_position,
-                "end": state.end_position,
-                "engine": self.journal.device.engine,
-                "checkpoints": self.checkpoints,
-            },
-            "window": {
-                "size": state.ring_size,
-                "used": state.ring_used,
-                "batches": state.batches,
-                "records": state.records,
-                "payload_bytes": state.payload_bytes,
-                "commits": state.commits,
-                "flushes": state.flushes,
-            },
-            "map_memory": self.stores.map_memory(),
-            "failed": state.failed,
-            "stores": [
-                {
-                    "id": store.id,
-                    "name": store.name,
-                    "kind": store.kind,
-                    "size": store.size,
-                    "path": self.shelf.places[store.id].path if store.id in self.shelf.places else None,
-                }
-                for store in list(self.here.catalog)
-            ],
-        }
+        """Figures of this site: bytes, LSNs, states. See ``standing``."""
+        return standing(self)

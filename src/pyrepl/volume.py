@@ -1,4 +1,4 @@
-"""Volumes and snapshots as users of the package hold them: reading, writing, and the operations on one store.
+"""Volumes, snapshots and views as users of the package hold them: reading, writing, and the operations on one store.
 
 Decides how a request of any offset and length meets the engine, and the words of a refusal. A handle caches the
 store's number, so that an aligned write is one call into the window; what is unusual is found out afterwards, from the
@@ -8,19 +8,26 @@ error.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pyrepl import operations
 from pyrepl._core import layout, view
 from pyrepl.catalog import SNAPSHOT, VOLUME, whole
-from pyrepl.errors import NotFound, PyreplError, Refused, UsageError
-from pyrepl.results import OperationResult, Ticket
+from pyrepl.catalog import View as ViewEntry
+from pyrepl.early import EarlyOperation, begin_restore, begin_snapshot, check_early
+from pyrepl.errors import NotFound, PyreplError, Refused, UsageError, WaitTimeout
+from pyrepl.image import Image, copy_from
+from pyrepl.results import OperationResult, Progress, Ticket
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from pyrepl.group import Group
 
+
+DIGEST_PIECE = 1 << 20  # bytes read at a time for a digest
+T = TypeVar("T")
 
 # What the core raises for a call that cannot be.
 _MISUSE = (ValueError, TypeError, LookupError, OverflowError, BufferError)
@@ -108,9 +115,11 @@ class Store:
         """See :attr:`OperationResult.bytes_avoided`."""
         return self._made().bytes_avoided
 
-    def wait(self, where: str = "primary", timeout: float | None = None) -> OperationResult:
+    def wait(
+        self, where: str = "primary", timeout: float | None = None, progress: Progress | None = None
+    ) -> OperationResult:
         """Waits for the operation that made it, see :meth:`OperationResult.wait`."""
-        return self._made().wait(where, timeout)
+        return self._made().wait(where, timeout, progress)
 
     def _made(self) -> OperationResult:
         if self.result is None:
@@ -152,13 +161,15 @@ class Store:
                 view.readinto(self._window, self._stores, self._id, offset, buffer)
             except Exception as error:
                 if _is_readonly(buffer):
-                    raise UsageError(
-                        f"reading into {self.kind} {self.name!r}: {type(buffer).__name__} cannot be written to: give a "
-                        f"bytearray or a writable array"
-                    ) from error
+                    raise _readonly(self, buffer) from error
                 self._settle(error, "reading", offset, _length(buffer, self, "reading into"))
             else:
                 return _length(buffer, self, "reading into")
+
+    def digest(self, offset: int, length: int) -> bytes:
+        """XXH3-128 of ``length`` bytes from ``offset`` on, 16 bytes: for comparing stores without moving what they
+        hold. Of a store that is written meanwhile it is not that of one moment. Errors as of :meth:`read`."""
+        return digest_of(self, offset, length)
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> int:
         """Writes the buffer at ``offset``, aligned or not; the LSN. Survives a crash of the process when it returns.
@@ -209,45 +220,85 @@ class Store:
 
     # ---- operations
 
-    def snapshot(self, name: str, *, wait: bool = True, timeout: float | None = None) -> Snapshot:
+    def snapshot(
+        self, name: str, *, verify: bool = False, early: bool = False, wait: bool = True, timeout: float | None = None
+    ) -> Snapshot:
         """A snapshot of this store as it is at this point of the order. No data move.
 
         Args:
             name: of the snapshot, unique in the group.
+            verify: the result is compared with every secondary's by digests, as of the place of the operation; what
+                differs is copied alone. ``wait`` waits for that too; see :meth:`OperationResult.wait_verified`.
+            early: the secondaries that are connected perform it first, see :meth:`begin_snapshot`.
             wait: return when it is performed here; else when it has its place (``snapshot.wait()`` then waits).
             timeout: seconds to wait at most.
 
         Raises:
             Exists: a store has that name.
-            WaitTimeout: it goes on.
+            WaitTimeout: it goes on; if it was to be early, it was given up.
         """
+        if early:
+            check_early(verify=verify)
+            result = self._early(self.begin_snapshot(name), wait, timeout)
+            return Snapshot(self._group, result.created[name], name, result)
         result = self._group.operate(
-            lambda catalog: operations.snapshot(catalog, [self._named(catalog)], [name]), wait=wait, timeout=timeout
+            lambda catalog: operations.snapshot(catalog, [self._named(catalog)], [name]),
+            verify=verify,
+            wait=wait,
+            timeout=timeout,
         )
         return Snapshot(self._group, result.created[name], name, result)
 
-    def clone(self, name: str, device: str | None = None, *, wait: bool = True, timeout: float | None = None) -> Volume:
+    def begin_snapshot(self, name: str) -> EarlyOperation:
+        """The secondaries make a snapshot of this store now, hidden until this site makes it too
+        (:meth:`EarlyOperation.perform`). Theirs then holds what changed in between as copied regions, and nothing
+        else crosses the links.
+
+        Raises:
+            Exists, NotFound, Refused: as of :meth:`snapshot`.
+        """
+        return begin_snapshot(self, name)
+
+    def clone(
+        self,
+        name: str,
+        device: str | None = None,
+        *,
+        verify: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> Volume:
         """A new volume ``name`` with the content of this store; on ``device`` if one is given, at least as long."""
         result = self._group.operate(
             lambda catalog: operations.clone(catalog, self._named(catalog), name),
             devices={name: device} if device is not None else {},
+            verify=verify,
             wait=wait,
             timeout=timeout,
         )
         return Volume(self._group, result.created[name], name, result)
 
-    def synchronize(self, source: Store | str, *, wait: bool = True, timeout: float | None = None) -> OperationResult:
-        """This store becomes equal to ``source``, a store of the same size. No data move."""
-        size = self._group.region_size
+    def synchronize(
+        self, source: Store | Image | str, *, verify: bool = False, wait: bool = True, timeout: float | None = None
+    ) -> OperationResult:
+        """This store becomes equal to ``source``, a store or an image of the same size. No data move."""
         return self._group.operate(
-            lambda catalog: operations.synchronize(
-                catalog, self._named(catalog), self._group.name_of(source, catalog), region_size=size
-            ),
+            lambda catalog: copy_from(self._group, "synchronize", catalog, self._named(catalog), source),
+            verify=verify,
             wait=wait,
             timeout=timeout,
         )
 
     # ---- inside
+
+    def _early(self, early: EarlyOperation, wait: bool, timeout: float | None) -> OperationResult:
+        with early:
+            try:
+                early.wait(timeout)
+            except WaitTimeout as error:
+                given_up = "; it is given up: nothing is performed here, and what secondaries have done is taken back"
+                raise WaitTimeout(error.text.replace("; it goes on", given_up), **error.context) from None
+            return early.perform(wait=wait, timeout=timeout)
 
     def _named(self, catalog: Any) -> str:
         return self._group.name_of(self, catalog)
@@ -271,49 +322,18 @@ class Store:
             self._find()
             return
         if isinstance(error, _MISUSE):
-            self.check_range(offset, length)
+            check_range(self, offset, length)
         raise self._group.failure(error, what) from error
-
-    def check_range(self, offset: int, length: int) -> tuple[int, int]:
-        """A range of bytes that is not empty and inside the store, in Python's numbers.
-
-        Raises:
-            UsageError: the text names range and size.
-        """
-        first, count = whole(offset), whole(length)
-        if first is None or count is None or first < 0 or count < 0:
-            raise UsageError(f"offset {offset!r} and length {length!r}: give whole numbers of bytes, not below 0")
-        offset, length, size = first, count, self.size
-        if length == 0:
-            raise UsageError(f"an empty range, at {offset}: give at least one byte", offset=offset)
-        if offset > size or length > size - offset:
-            raise UsageError(
-                f"{length} bytes at {offset} are not inside {self.kind} {self.name!r}, which is {size} bytes long",
-                name=self.name,
-                offset=offset,
-                length=length,
-                size=size,
-            )
-        return offset, length
-
-    def _check_writable(self) -> None:
-        group = self._group
-        if group.role != "primary":
-            raise Refused(
-                f"group {group.name!r} is a secondary here: its stores are read-only, write at its primary",
-                reason="role",
-                group=group.name,
-            )
 
     def _write_otherwise(self, error: Exception, offset: int, data: Buffer, fua: bool) -> int:
         """The write that was not aligned; or the reason why there cannot be one."""
-        self._check_writable()
+        self._group.require_primary()
         if isinstance(error, PyreplError) or not isinstance(error, _MISUSE):
             raise self._group.failure(error, f"group {self._group.name!r}: writing {self.name!r}") from error
         length = _length(data, self, "writing")
         if isinstance(error, LookupError):
             self._find()
-        offset, _ = self.check_range(offset, length)
+        offset, _ = check_range(self, offset, length)
         return self._engine(view.write_unaligned, self._window, self._stores, self._id, offset, data, fua=fua)
 
     def _engine(self, call: Callable[..., int], *arguments: Any, **options: Any) -> int:
@@ -326,8 +346,8 @@ class Store:
     def _clear(self, offset: int, length: int, *, discard: bool) -> int:
         group = self._group
         group.check()
-        self._check_writable()
-        offset, length = self.check_range(offset, length)
+        group.require_primary()
+        offset, length = check_range(self, offset, length)
         region, end = group.region_size, offset + length
         first, last = -(-offset // region) * region, end // region * region
         if last - first <= layout.MAX_EVENT:
@@ -361,38 +381,105 @@ class Volume(Store):
 
     def restore(
         self,
-        snapshot: Snapshot | str,
+        snapshot: Snapshot | Image | str,
         *,
         extent: Extent | tuple[int, int] | None = None,
+        verify: bool = False,
+        early: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> OperationResult:
-        """The volume shows again what the snapshot shows, whole or on an extent of whole regions. No data move.
+        """The volume shows again what the snapshot or image shows, whole or on an extent of whole regions. No data
+        move. ``early``: the secondaries that are connected perform it first, see :meth:`begin_restore`.
 
         Raises:
             UsageError: the extent is not made of whole regions (the text names their size); sizes differ.
-            Refused: the source is not a snapshot.
+            Refused: the source is neither snapshot nor image; the image is not what it was (``reason="image"``).
         """
         group = self._group
         try:
             offset, length = (None, None) if extent is None else extent
         except (TypeError, ValueError):
             raise UsageError(f"extent={extent!r}: give pyrepl.Extent(offset, length)") from None
+        if early:
+            check_early(verify=verify, part=extent is not None)
+            return self._early(self.begin_restore(snapshot), wait, timeout)
         return group.operate(
-            lambda catalog: operations.restore(
-                catalog,
-                self._named(catalog),
-                group.name_of(snapshot, catalog),
-                offset,
-                length,
-                region_size=group.region_size,
-            ),
+            lambda catalog: copy_from(group, "restore", catalog, self._named(catalog), snapshot, offset, length),
+            verify=verify,
             wait=wait,
             timeout=timeout,
         )
 
+    def begin_restore(self, snapshot: Snapshot | Image | str) -> EarlyOperation:
+        """The secondaries restore this volume from a snapshot now, whole; this site when it is told to
+        (:meth:`EarlyOperation.perform`). Until then they are no state of this site (writes in mode sync do not wait for
+        them), and nothing of the volume is copied to them. Then what changed in between, at the volume or the snapshot,
+        is copied, and nothing else.
+
+        Raises:
+            UsageError: sizes differ; an image.
+            Refused: the source is no snapshot.
+        """
+        if isinstance(snapshot, Image) or snapshot in self._site.gallery.images:
+            raise UsageError("an image is not restored from early: each site has its own")
+        return begin_restore(self, snapshot)
+
+    def rewind(
+        self, to: int | datetime, name: str, *, timeout: float | None = None, progress: Progress | None = None
+    ) -> Volume:
+        """A new volume ``name`` that shows what this one showed earlier; it can be written, and this one stays as it
+        is. Possible for every LSN that the journal and the stores of the group still cover, across operations too: a
+        region can be found if a store shows it unchanged, if a write since covers it whole, or if the journal holds all
+        that was written to it since a snapshot or a restore.
+
+        What stores show is taken over by an operation, no data move; the rest is written to the new volume as
+        ordinary writes. The journal is only read: writers are never held up, and can write over what is read.
+
+        Args:
+            to: an LSN; or a datetime: the last LSN that the primary of then had written by its clock at that time. One
+                without a time zone is local time.
+            name: of the new volume, unique in the group.
+            timeout: seconds; when they are over it is given up, and nothing is left of it.
+            progress: called a few times a second with ``phase`` (look, trace, build, fill), ``lsn``, ``bytes_done``,
+                ``bytes_total``. What it raises ends the rewind, of which nothing is left, and is the caller's.
+
+        Returns:
+            the volume; its ``lsn`` is that of the operation that completed it.
+
+        Raises:
+            Refused: not all of it can be found (``reason="range"``: the text, and ``first`` and ``last`` of the
+                context, say for which LSNs it can); the journal was written over while it was read (``"overtaken"``); a
+                secondary (``"role"``); another rewind is under way (``"busy"``).
+            UsageError: an LSN or a time that is still to come.
+            Exists: a store has that name.
+            WaitTimeout: it was given up.
+        """
+        from pyrepl.rewinding import rewind
+
+        group = self._group
+        group.check()
+        group.require_primary()
+        if not group.rewinding.acquire(blocking=False):
+            raise Refused(f"group {group.name!r}: another rewind is under way", reason="busy", retryable=True)
+        try:
+            result = rewind(group, self.id, to, name, timeout=timeout, progress=progress)
+        except PyreplError:
+            raise
+        except (OSError, LookupError, ValueError) as error:
+            raise group.failure(error, f"group {group.name!r}: rewinding {self.name!r}") from error
+        finally:
+            group.rewinding.release()
+        return Volume(group, result.created[name], name, result)
+
     def resize(
-        self, size: int, *, force: bool = False, wait: bool = True, timeout: float | None = None
+        self,
+        size: int,
+        *,
+        force: bool = False,
+        verify: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
     ) -> OperationResult:
         """The volume becomes ``size`` bytes long, whole regions; what is added reads as zeros.
 
@@ -404,6 +491,7 @@ class Volume(Store):
             lambda catalog: operations.resize(
                 catalog, self._named(catalog), size, force=force, region_size=group.region_size
             ),
+            verify=verify,
             wait=wait,
             timeout=timeout,
         )
@@ -426,7 +514,9 @@ class Snapshot(Store):
 
     kind = SNAPSHOT
 
-    def refresh(self, *, wait: bool = True, timeout: float | None = None) -> OperationResult:
+    def refresh(
+        self, *, verify: bool = False, wait: bool = True, timeout: float | None = None
+    ) -> OperationResult:
         """It shows what its origin shows now.
 
         Raises:
@@ -435,6 +525,7 @@ class Snapshot(Store):
         group = self._group
         return group.operate(
             lambda catalog: operations.refresh(catalog, self._named(catalog), region_size=group.region_size),
+            verify=verify,
             wait=wait,
             timeout=timeout,
         )
@@ -446,6 +537,128 @@ class Snapshot(Store):
         )
 
 
+class View:
+    """What a store showed at one LSN, read-only and at this site only, whatever comes after. Made by
+    :meth:`Group.open_view`; a context manager. Safe to use from many threads.
+
+    Attributes:
+        id: its number, which reads in the core go by.
+        store: the volume or snapshot that it shows (of a kept snapshot None).
+        lsn: everything up to it is seen, nothing after it.
+        size: bytes, those of the store at that LSN.
+    """
+
+    def __init__(self, group: Group, store: Volume | Snapshot | None, entry: ViewEntry) -> None:
+        self._group = group
+        self._site = group.site
+        self.id = entry.id
+        self.store = store
+        self.lsn = entry.lsn
+        self.size = entry.size
+
+    @property
+    def name(self) -> str:
+        """``store@lsn``, for people."""
+        return f"{self.store.name if self.store is not None else ''}@{self.lsn}"
+
+    @property
+    def group(self) -> Group:
+        return self._group
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset`` on, aligned or not.
+
+        Raises:
+            UsageError: outside the view.
+            Refused: the view is closed.
+            DeviceError: a disk failed.
+        """
+        return self._reading(view.read, offset, length, length)
+
+    def readinto(self, offset: int, buffer: Buffer) -> int:
+        """Fills the buffer from ``offset`` on; the number of bytes. Errors as of :meth:`read`."""
+        length = _length(buffer, self, "reading into")
+        self._reading(view.readinto, offset, buffer, length)
+        return length
+
+    def close(self) -> None:
+        """Nothing more is kept for it. Harmless the second time, and after the group was closed."""
+        self._group.close_view(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it can be read no more."""
+        return self.id not in self._site.views.opened
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<View {self.name!r} of group {self._group.name!r}>"
+
+    kind = "view"
+
+    def _reading(self, call: Callable[..., T], offset: int, what: Any, length: int) -> T:
+        group, site = self._group, self._site
+        group.check()
+        try:
+            return call(site.window, site.stores, self.id, offset, what)
+        except Exception as error:
+            if self.closed:
+                raise Refused(f"the view {self.name!r} of group {group.name!r} is closed", reason="closed") from error
+            if isinstance(error, BufferError | TypeError) and not isinstance(what, int) and _is_readonly(what):
+                raise _readonly(self, what) from error
+            if isinstance(error, _MISUSE):
+                check_range(self, offset, length)
+            raise group.failure(error, f"group {group.name!r}: reading view {self.name!r}") from error
+
+
+def digest_of(store: Store | View, offset: int, length: int) -> bytes:
+    """XXH3-128 of a range. Errors as of reading it."""
+    import xxhash
+
+    offset, length = check_range(store, offset, length)
+    state, buffer = xxhash.xxh3_128(), memoryview(bytearray(min(length, DIGEST_PIECE)))
+    for start in range(offset, offset + length, DIGEST_PIECE):
+        piece = buffer[: offset + length - start]
+        store.readinto(start, piece)
+        state.update(piece)
+    return state.digest()
+
+
+def check_range(store: Store | View, offset: int, length: int) -> tuple[int, int]:
+    """A range of bytes that is not empty and inside the store, in Python's numbers.
+
+    Raises:
+        UsageError: the text names range and size.
+    """
+    first, count = whole(offset), whole(length)
+    if first is None or count is None or first < 0 or count < 0:
+        raise UsageError(f"offset {offset!r} and length {length!r}: give whole numbers of bytes, not below 0")
+    offset, length, size = first, count, store.size
+    if length == 0:
+        raise UsageError(f"an empty range, at {offset}: give at least one byte", offset=offset)
+    if offset > size or length > size - offset:
+        raise UsageError(
+            f"{length} bytes at {offset} are not inside {store.kind} {store.name!r}, which is {size} bytes long",
+            name=store.name,
+            offset=offset,
+            length=length,
+            size=size,
+        )
+    return offset, length
+
+
+def _readonly(store: Store | View, buffer: Buffer) -> UsageError:
+    return UsageError(
+        f"reading into {store.kind} {store.name!r}: {type(buffer).__name__} cannot be written to: give a bytearray or "
+        f"a writable array"
+    )
+
+
 def _is_readonly(data: Buffer) -> bool:
     try:
         with memoryview(data) as seen:
@@ -454,7 +667,7 @@ def _is_readonly(data: Buffer) -> bool:
         return False
 
 
-def _length(data: Buffer, store: Store, doing: str) -> int:
+def _length(data: Buffer, store: Store | View, doing: str) -> int:
     """Bytes of a contiguous buffer."""
     try:
         with memoryview(data) as seen:

@@ -135,6 +135,27 @@ def test_pause_and_resume(pair):
     assert pair.far.read(0, 6) == b"paused"
 
 
+def test_what_was_known_before_the_link_broke_is_not_synced(pair):
+    """All was confirmed, and nothing was written since: but nobody is there to say so now."""
+    link = pair.link()
+    link.wait_synced(WAIT)
+    pair.there.close()
+    deadline = time.monotonic() + WAIT
+    while link.status()["connected"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    status = link.status()
+    assert status["consistent"] and not status["lag_events"] and not status["divergent_bytes"]
+    with pytest.raises(WaitTimeout, match=f"LSN {status['durable_lsn']} after 0.2 s: it is down"):
+        link.wait_synced(0.2)
+    pair.there = pair.nodes("there")
+    pair.there.listen(pair.host, pair.port)
+    assert link.wait_synced(WAIT)["connected"]
+    link.pause()
+    with pytest.raises(WaitTimeout, match="is paused"):
+        link.wait_synced(0)
+
+
 def test_removing_a_link(pair):
     link = pair.link()
     link.wait_synced(WAIT)

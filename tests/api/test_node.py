@@ -41,7 +41,7 @@ def test_a_node_remembers(nodes, tmp_path):
     node.close()
     node.close()
     kept = json.loads((tmp_path / "n" / "node.json").read_text())
-    assert kept["groups"] == [{"name": "db", "journal": str(tmp_path / "j"), "resume": "alone"}]
+    assert kept["groups"] == [{"name": "db", "journal": str(tmp_path / "j"), "resume": "alone", "made": True}]
     again = nodes("n")
     assert (again.node_id, again.name) == (identity, "berlin")
     assert again.group("db").volume("data").read(0, REGION) == b"x" * REGION
@@ -94,9 +94,75 @@ def test_a_damaged_node(tmp_path, content):
 def test_a_node_of_a_later_version(nodes, tmp_path):
     nodes("n").close()
     path = tmp_path / "n" / "node.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(Corrupt, match="version 2"):
+    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
+    with pytest.raises(Corrupt, match="version 3"):
         nodes("n")
+
+
+def test_a_node_of_the_first_version(nodes, tmp_path):
+    """It had no exports, and did not say which journals the node made."""
+    first = {"version": 1, "node_id": "0" * 31 + "1", "name": "old", "groups": [{"name": "db", "journal": "/gone"}]}
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n" / "node.json").write_text(json.dumps(first))
+    node = nodes("n")
+    assert (node.name, [group.state for group in node.groups], node.exports) == ("old", ["failed"], [])
+
+
+def test_a_group_is_imported_where_its_journal_is_seen(nodes, tmp_path):
+    with nodes("a") as node:
+        group = node.create_group("db", tmp_path / "j", journal_size=16 * MIB)
+        group.add_volume("v", size=MIB).write(0, b"kept")
+    other = nodes("b")
+    with pytest.raises(Refused, match="belongs to another node"):
+        other.import_group(tmp_path / "j")
+    assert other.import_group(tmp_path / "j", force=True).volume("v").read(0, 4) == b"kept"
+    with pytest.raises(Exists, match="as 'db'"):
+        other.import_group(tmp_path / "j", force=True)
+    other.close()
+    assert nodes("b").group("db").volume("v").read(0, 4) == b"kept"
+    assert nodes("a").group("db").state == "failed"  # it is another node's now
+
+
+def test_what_cannot_be_imported(nodes, tmp_path):
+    (tmp_path / "zeros").write_bytes(bytes(MIB))
+    node = nodes("a")
+    with pytest.raises(Corrupt, match="no pyrepl journal"):
+        node.import_group(tmp_path / "zeros", force=True)
+    with pytest.raises(DeviceError):
+        node.import_group(tmp_path / "nowhere")
+    node.create_group("db", tmp_path / "j", journal_size=16 * MIB)
+    with pytest.raises(InUse):
+        nodes("b").import_group(tmp_path / "j", force=True)
+    assert [group.name for group in nodes("c").groups] == []
+
+
+def test_a_group_is_deleted(nodes, tmp_path):
+    node = nodes("a")
+    group = node.create_group("db", tmp_path / "j", journal_size=16 * MIB)
+    given = tmp_path / "given"
+    given.write_bytes(bytes(MIB))
+    group.add_volume("v", given).write(0, b"kept")
+    own = group.add_volume("w", size=MIB).device
+    node.start_export("v", group, "v")
+    with pytest.raises(Refused, match="it has 2 stores"):
+        node.delete_group("db")
+    group.wait()
+    node.delete_group("db", force=True)
+    assert (node.groups, node.exports) == ([], [])
+    assert not os.path.exists(own) and not (tmp_path / "j").exists()
+    assert given.read_bytes()[:4] == b"kept"
+    with pytest.raises(Refused, match="closed"):
+        group.volumes
+    node.create_group("db", tmp_path / "j", journal_size=16 * MIB)
+
+
+def test_a_journal_that_was_given_is_made_unreadable(nodes, tmp_path):
+    (tmp_path / "j").write_bytes(bytes(16 * MIB))
+    node = nodes("a")
+    node.create_group("db", tmp_path / "j")
+    node.delete_group("db")
+    with pytest.raises(Corrupt, match="no pyrepl journal"):
+        node.import_group(tmp_path / "j")
 
 
 def test_one_process_at_a_time(nodes, tmp_path, python):

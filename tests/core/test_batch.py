@@ -65,13 +65,13 @@ def test_encoded_as_by_hand_and_good(data):
     if kind == COPIED:
         fields |= {"item": data.draw(st.sampled_from([1, 2**64 - 1])), "read_end": data.draw(st.sampled_from([0, TOP]))}
     else:
-        fields |= {"previous": data.draw(st.integers(0, 2**64 - 1))}
+        fields |= {"previous": data.draw(st.integers(0, 2**64 - 1)), "time_ns": data.draw(st.sampled_from([0, 1, TOP]))}
     encoded = batch.encode(kind, records, **IDS, alignment=alignment, **fields)
     parts = forge.batch(records, kind=kind, **fields)
     assert encoded == b"".join(parts)
     assert judged(parts, alignment) == judged(parts, alignment, GROUP) == GOOD
-    assert batch.head(encoded)[:9] == (kind, GROUP, GENERATION, lsn, len(records), len(parts[1]), fields.get("previous", 0),
-                                       fields.get("item", 0), fields.get("read_end", 0))
+    assert batch.head(encoded)[:10] == (kind, GROUP, GENERATION, lsn, len(records), len(parts[1]), fields.get("previous", 0),
+                                       fields.get("item", 0), fields.get("read_end", 0), fields.get("time_ns", 0))
     assert struct.pack("<I", batch.head(encoded).crc) == encoded[124:128]
     payload = parts[1]
     for (what, store, offset, content), record in zip(records, batch.records(encoded), strict=True):
@@ -191,8 +191,8 @@ BAD = {
     "kind 5": (forge.batch(ONE, kind=5), KIND),
     "kind 255": (forge.batch(ONE, kind=255), KIND),
     "flags": (forge.batch(ONE, flags=1), RESERVED),
-    "reserved, first": (forge.batch(ONE, reserved=b"\1" + bytes(43)), RESERVED),
-    "reserved, last": (forge.batch(ONE, reserved=bytes(43) + b"\1"), RESERVED),
+    "reserved, first": (forge.batch(ONE, reserved=b"\1" + bytes(35)), RESERVED),
+    "reserved, last": (forge.batch(ONE, reserved=bytes(35) + b"\1"), RESERVED),
     "payload of 4 MiB and 512": (field(52, "I", 4 * MIB + 512), LENGTH),
     "payload of 2**32 - 512": (field(52, "I", 2**32 - 512), LENGTH),
     "payload not aligned": (field(52, "I", 513), LENGTH),
@@ -214,6 +214,9 @@ BAD = {
     "copied without a number": (forge.batch(ONE, kind=COPIED), RECORD),
     "copied with a batch before": (forge.batch(ONE, kind=COPIED, item=1, previous=1), RECORD),
     "end of reading 2**63": (forge.batch(ONE, kind=COPIED, item=1, read_end=2**63), RECORD),
+    "a time of 2**63": (forge.batch(ONE, time_ns=2**63), RECORD),
+    "copied with a time": (forge.batch(ONE, kind=COPIED, item=1, time_ns=1), RECORD),
+    "an item with a time": (forge.batch([(OP, 0, 0, b"x")], kind=ITEM, item=1, time_ns=1), RECORD),
     "an item with an end of reading": (forge.batch([(OP, 0, 0, b"x")], kind=ITEM, item=1, read_end=1), RECORD),
     "an item without a number": (forge.batch([(OP, 0, 0, b"x")], kind=ITEM), RECORD),
     "two operations": (forge.batch([(OP, 0, 0, b"x"), (OP, 0, 0, b"y")], kind=OPERATION), COUNT),
@@ -417,14 +420,14 @@ def test_noise_is_not_a_batch(noise, alignment):
 def is_good(head, payload, alignment):
     """The rules of layout.h and docs/formats.md once more, in the words of Python: a slow judge."""
     t = forge.TRAVEL.unpack_from(head)
-    magic, version, kind, flags, _, _, lsn, count, length, previous, item, read_end, reserved, _ = t
+    magic, version, kind, flags, _, _, lsn, count, length, previous, item, read_end, time_ns, reserved, _ = t
     rows = [forge.RECORD.unpack_from(head, 128 + 32 * i) for i in range(count)] if 1 <= count <= 122 and len(head) == 128 + 32 * count else []
     whole = kind in (OPERATION, ITEM)
     rules = [
         magic == layout.TRAVEL_MAGIC, version == 1, 1 <= kind <= 4, not flags, not any(reserved), bool(rows), length <= 4 * MIB,
         len(payload) == length, not whole or count == 1, whole or length % alignment == 0, read_end <= TOP, lsn + count <= TOP,
         lsn > 0 or kind in (COPIED, ITEM), bool(item) == (kind in (COPIED, ITEM)), not previous or kind in (EVENTS, OPERATION),
-        not read_end or kind == COPIED,
+        not read_end or kind == COPIED, time_ns <= TOP, not time_ns or kind in (EVENTS, OPERATION),
     ]  # fmt: skip
     at = 0
     for what, row_flags, reserved0, store, offset, size, crc, begin, reserved1 in rows:

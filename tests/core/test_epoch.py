@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyrepl._core import batch
+from pyrepl._core import batch, layout
 from pyrepl._core.epoch import PARTLY, VACATE, WHOLE, ZEROED, Epoch
 from pyrepl._core.stores import Stores
 from pyrepl._core.window import Window
@@ -177,6 +177,26 @@ def test_one_move_for_many_snapshots(users):
     perform_stages(epoch, stores, 1)
     assert [sources(stores, slot)[2] for slot in range(1, users + 3)] == [1] + [2] * users + [users + 2]
     assert stores.device(2).data[2 * REGION:3 * REGION] == bytes([1]) * REGION
+
+
+def test_nothing_is_handed_over_to_stores_of_one_site():
+    """What only they show from a deleted store's device stays there; what another shows too, and the scratch, do not."""
+    stores = Stores(region_size=REGION, alignment=BLOCK)
+    for slot, store in ((1, 1), (2, 2), (3, layout.FIRST_LOCAL), (4, 0)):
+        stores.add(slot, MemoryDevice(f"d{slot}", SIZE, fill=bytes([slot]) * BLOCK), store=store, size=SIZE if store else 0)
+    stores.copy(3, 1, 0, REGIONS)
+    stores.copy(2, 1, 1, 1)
+    stores.drop_map(1)
+    epoch = Epoch(stores, None)
+    stages, following = epoch.plan_vacate(1, 0, 10)
+    assert (stages, epoch.moves(0), following) == (1, [(1, 2, 1)], REGIONS)
+    perform_stages(epoch, stores, stages)
+    assert sources(stores, 3) == [1, 2, 1, 1] and sources(stores, 2) == [2] * REGIONS
+    assert epoch.plan_vacate(1, 0, 10) == (0, REGIONS) and stores.shown(1) == 3
+    stores.set_scratch(1)
+    stages, _ = epoch.plan_vacate(1, 0, 10)
+    perform_stages(epoch, stores, stages)
+    assert sources(stores, 3) == [3, 2, 3, 3]
 
 
 def test_neighbours_with_different_sources_stay_apart():

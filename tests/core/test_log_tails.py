@@ -121,7 +121,7 @@ TAILS = {
         lambda e, c: forged_batch(e, c, place={"reserved": b"\0\0\0\x01\0\0\0\0"}),
         RESERVED,
     ),
-    "reserved bytes of the travel part": (lambda e, c: forged_batch(e, c, reserved=b"\x01".ljust(44, b"\0")), RESERVED),
+    "reserved bytes of the travel part": (lambda e, c: forged_batch(e, c, reserved=b"\x01".ljust(36, b"\0")), RESERVED),
     "flags of the travel part": (lambda e, c: forged_batch(e, c, flags=1), RESERVED),
     "a note's type on a batch": (lambda e, c: forged_batch(e, c, place={"note": 1}), RESERVED),
     "wire version from the future": (lambda e, c: forged_batch(e, c, version=2), VERSION),

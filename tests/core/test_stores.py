@@ -57,7 +57,9 @@ def test_as_lists(data):
         before = stores.version(100 - target, first * REGION, 512)
         if what == "copy":
             new = maps[source][first:first + count] if source else [0] * count
-            assert stores.copy(target, source, first, count) == sum(
+            foretold = stores.differing(target, source, first, count)
+            assert foretold == stores.differing(target, source, first, count)  # nothing was changed by asking
+            assert foretold == stores.copy(target, source, first, count) == sum(
                 a != b for a, b in zip(maps[target][first:first + count], new, strict=True))
             maps[target][first:first + count] = new
         elif what == "repoint" and count:
@@ -265,3 +267,28 @@ def test_flush_names_the_device(stores):
         stores.flush()
     assert caught.value.errno == errno.EIO
     assert good.flushes == 2
+
+
+@pytest.mark.parametrize("count", [1, 1000, 70_000])
+def test_what_a_copy_would_change_is_counted_over_pages(count):
+    stores = Stores(region_size=REGION, alignment=512)
+    for slot in (1, 2):
+        stores.add(slot, Memory(f"d{slot}", count * REGION), store=slot, size=count * REGION)
+    stores.copy(2, 1, 0, count // 2)
+    stores.copy(1, 0, count // 3, count // 3)
+    for target, source, first, length in itertools.product((1, 2), (0, 1, 2), (0, count // 5, count - 1), (0, 1, count // 2, count)):
+        length = min(length, count - first)
+        foretold = stores.differing(target, source, first, length)
+        one, other = sources(stores, target)[first:first + length], sources(stores, source)[first:first + length] if source else [0] * length
+        assert foretold == sum(a != b for a, b in zip(one, other, strict=True))
+
+
+def test_what_cannot_be_compared(stores):
+    stores.add(1, Memory("d1", 4 * REGION), store=1, size=4 * REGION)
+    stores.add(2, Memory("d2", 2 * REGION), store=2, size=2 * REGION)
+    for first, count in ((0, 5), (5, 0), (0, 3), (2**64 - 1, 1), (1, 2**64 - 1)):
+        with pytest.raises(ValueError):
+            stores.differing(1, 2, first, count)
+    for target, source in ((3, 1), (1, 3), (0, 1)):
+        with pytest.raises((ValueError, LookupError, OSError)):
+            stores.differing(target, source, 0, 1)

@@ -830,6 +830,51 @@ def test_all_or_nothing_without_waiting():
     assert window.submit(1, 0, bytes(10 * MIB), wait=False).lsn == 10
 
 
+def waits(thread, seconds):
+    thread.join(seconds)
+    return thread.is_alive()
+
+
+def test_a_bound_holds_writes_back_and_nothing_else():
+    _, window = make(log=64 * MIB)
+    window.submit(1, 0, bytes(8192))
+    end = window.state().end_position
+    window.set_bound(end + 1)
+    window.submit(1, 0, bytes(8192))  # the end was below the bound
+    state = window.state()
+    assert state.end_position > end + 1
+    with pytest.raises(BlockingIOError):
+        window.submit(1, 0, bytes(8192), wait=False)
+    with pytest.raises(BlockingIOError):
+        window.zero(1, 0, 4096, wait=False)
+    assert window.state().end_lsn == state.end_lsn
+    writer = in_thread(lambda: window.write(1, 0, b"held".ljust(4096)))
+    lsn = window.submit_operation(b"an operation", blocks=[], sizes=[], dropped=[])
+    window.append_note(1, b"a note")
+    assert waits(writer, 0.2)
+    window.set_bound(window.state().end_position)
+    assert waits(writer, 0.1), "the bound is where the end is"
+    window.set_bound(None)
+    assert writer.result(20) > lsn
+    window.set_bound(0)
+    large = in_thread(lambda: window.submit(1, 0, bytes(3 * MIB)).lsn)
+    assert waits(large, 0.1)
+    window.set_bound(window.state().end_position + 1)  # one write that has begun gets all of its place
+    assert large.result(20) == window.state().end_lsn
+    for bad in (-1, 2**64, "x", 1.5):
+        with pytest.raises((ValueError, TypeError, OverflowError)):
+            window.set_bound(bad)
+
+
+def test_who_is_held_by_a_bound_hears_of_the_end():
+    _, window = make(log=64 * MIB)
+    window.set_bound(0)
+    writer = in_thread(lambda: window.write(1, 0, bytes(4096)))
+    assert waits(writer, 0.1)
+    window.fail(errno.EIO)
+    assert isinstance(writer.result(20), OSError)
+
+
 def test_who_waits_for_room_is_let_in_by_applied_and_set_tail():
     device, window = make(log=LONGEST + 64 * 1024)
     data = [os.urandom(64 * 1024) for _ in range(300)]

@@ -10,10 +10,12 @@ from __future__ import annotations
 import pytest
 
 from tests.support.simulation import SimulatedDevice
-from tests.support.story import Story, Violation
+from tests.support.story import Story, ViewStory, Violation
 
 SEEDS = range(48)
+VIEW_SEEDS = range(500, 524)
 IMAGES = {"checked": 0}
+VIEWS = {"images": 0, "shown": 0}
 
 
 @pytest.mark.timeout(300)
@@ -24,11 +26,20 @@ def test_every_image_recovers_to_one_lsn(seed: int) -> None:
     IMAGES["checked"] += story.run(steps=160, crash_rate=0.12, some=3)
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", VIEW_SEEDS)
+def test_views_are_what_they_were_and_gone_after_a_crash(seed: int) -> None:
+    sector, alignment = ((512, 512), (512, 4096), (4096, 4096))[seed % 3]
+    story = ViewStory(seed, sector_size=sector, alignment=alignment, region_size=(4096, 8192)[seed % 2])
+    VIEWS["images"] += story.run(steps=140, crash_rate=0.12, some=3)
+    VIEWS["shown"] += story.shown
+
+
 def test_images_were_enough(request: pytest.FixtureRequest) -> None:
-    if len(request.session.items) < len(SEEDS) + 1:
+    if len(request.session.items) < len(SEEDS) + len(VIEW_SEEDS) + 1:
         pytest.skip("only a part of the seeds was asked for")
-    print(f"{IMAGES['checked']} crash images, 0 violations")
-    assert IMAGES["checked"] >= 2000
+    print(f"{IMAGES['checked']} crash images, {VIEWS} with views, 0 violations")
+    assert IMAGES["checked"] >= 2000 and VIEWS["images"] >= 1000 and VIEWS["shown"] >= 500
 
 
 class TestTheTestSees:

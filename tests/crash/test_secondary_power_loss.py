@@ -14,14 +14,18 @@ from pyrepl.point import Point
 from tests.support.far import FarPair
 
 SEEDS = (*range(20), 224)  # 224: a fold behind which only notes stand, while everything was sent
-COUNT = {"images": 0, "unsettled": 0, "healed": 0}
+VIEW_SEEDS = range(300, 312)
+COUNT = {"images": 0, "unsettled": 0, "healed": 0, "sheltered": 0, "returned": 0, "led_back": 0, "moved": 0, "diverged": 0}
+VIEWS = {"images": 0, "shown": 0, "healed": 0}
 
 
-def play(seed: int, *, rate: float = 0.15, heal_rate: float = 0.2) -> FarPair:
+def play(seed: int, *, rate: float = 0.15, heal_rate: float = 0.2, **changes: float) -> FarPair:
     one = FarPair(seed, rate=rate, heal_rate=heal_rate)
     try:
+        if changes:
+            one.heal()
         one.watch()
-        one.tell(200)
+        one.tell(200, **changes)
     finally:
         one.worlds[1].on_tick = None
         one.close()
@@ -36,10 +40,22 @@ def test_every_image_may_be_believed(seed: int) -> None:
         COUNT[what] += getattr(one, what)
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("seed", VIEW_SEEDS)
+def test_views_of_a_secondary(seed: int) -> None:
+    """They are what they were while it is fed, resynchronized and killed, and gone with the process."""
+    one = play(seed, view=8, **{"close view": 3})
+    for what in VIEWS:
+        VIEWS[what] += getattr(one, what)
+
+
 def test_images_were_enough(request: pytest.FixtureRequest) -> None:
-    if len(request.session.items) < len(SEEDS) + 1:
+    if len(request.session.items) < len(SEEDS) + len(VIEW_SEEDS) + 1:
         pytest.skip("only a part of the seeds was asked for")
-    print(COUNT)
+    print(COUNT, VIEWS)
+    assert VIEWS["images"] >= 300 and VIEWS["shown"] >= 500 and VIEWS["healed"] >= 50
+    assert COUNT["sheltered"] >= 100 and COUNT["returned"] >= 20 and COUNT["led_back"] >= 10
+    assert COUNT["moved"] < COUNT["diverged"] / 2, "only what one of them changed since"
     assert COUNT["images"] >= 500 and COUNT["healed"] >= 60 and COUNT["unsettled"] >= 100
 
 
@@ -73,7 +89,7 @@ class TestTheTestSees:
 
         def forgetful(self: Link, until: int) -> None:
             real(self, until)
-            for piece in self.backlog:
+            for piece in self.ledger.backlog:
                 piece.regions.clear()
 
         monkeypatch.setattr(Link, "fold", forgetful)

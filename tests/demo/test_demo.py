@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from pyrepl._core import blockdev
 from pyrepl.cli import main
 from pyrepl.demo.process import Agent
+from pyrepl.demo.scenario import Report
 
 MIB = 1 << 20
 COMMAND = [sys.executable, "-c", "from pyrepl.cli import main; main()", "demo"]
@@ -58,7 +60,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, "--dir", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=110
+        [*COMMAND, "--dir", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=110,
+        env={**os.environ, "COLUMNS": "240"},  # paths of tests are long
     )
 
 
@@ -87,6 +90,8 @@ def test_demo_tells_the_truth_as_json(folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     check_report(json.loads(done.stdout), 32 * MIB)
     assert len(done.stdout.splitlines()) == 1
+    assert list(json.loads(done.stdout)) == list(Report.__struct_fields__)  # which docs/json.md describes
+    msgspec.json.decode(done.stdout, type=Report, strict=True)
 
 
 def test_demo_as_a_table_from_an_image(folder: Path) -> None:

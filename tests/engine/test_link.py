@@ -4,9 +4,10 @@ import msgspec
 import pytest
 
 from pyrepl import items, operations
-from pyrepl._core import batch, layout
+from pyrepl._core import batch, layout, stream
 from pyrepl.errors import InternalError, PeerError, ProtocolError, Refused, UsageError
-from pyrepl.link import Link, LinkOptions
+from pyrepl.link import Link
+from pyrepl.options import LinkOptions
 from pyrepl.protocol.messages import Ack, Close, Heartbeat, Hello, Paired, Refuse, Welcome
 from pyrepl.protocol.session import Batch, Session, Side, State
 from pyrepl.replica import Replica
@@ -140,7 +141,7 @@ def test_an_overflow_copies_only_what_changed(pair):
     one.operate(operations.snapshot(one.a.end.catalog, ["b"], ["s"]))
     one.settle(one.a)
     one.link.fold(one.a.window.state().applied_position)
-    assert len(one.link.backlog) == 2 and one.link.status()["backlog_bytes"] == 4 * REGION
+    assert len(one.link.ledger.backlog) == 2 and one.link.status()["backlog_bytes"] == 4 * REGION
     one.connect()
     for _ in range(6):  # nothing of a fold is said before a checkpoint holds it
         one.deliver()
@@ -178,11 +179,11 @@ def test_what_was_folded_after_it_was_sent_is_not_copied(pair):
         pass
     one.settle(one.a)
     one.link.fold(one.a.window.state().applied_position)
-    assert one.link.backlog
+    assert one.link.ledger.backlog
     for _ in range(3):
         one.random_write()
     one.heal()
-    assert not one.link.backlog and one.link.bytes_sent["copied"] == copied
+    assert not one.link.ledger.backlog and one.link.bytes_sent["copied"] == copied
 
 
 def test_a_skip_that_arrived_and_was_not_acknowledged(pair):
@@ -199,7 +200,7 @@ def test_a_skip_that_arrived_and_was_not_acknowledged(pair):
         one.connect()
         one.deliver()
         one.hear()
-        while not one.link.backlog[0].sent:
+        while not one.link.ledger.backlog[0].sent:
             assert one.send()
         one.deliver()
         assert one.b.end.lsn == one.lsn and not one.b.end.consistent
@@ -225,7 +226,8 @@ def test_a_new_generation_is_announced_in_the_stream(pair):
     assert one.errors == [] and one.b.end.lineage == one.a.lineage and len(one.a.lineage) >= 3
 
 
-def test_a_secondary_that_lost_what_it_acknowledged_starts_over(pair):
+@pytest.mark.parametrize("again", [False, True])
+def test_a_secondary_that_lost_what_it_acknowledged_starts_over(pair, again):
     one = pair(7)
     one.heal()
     image = [World(sector_size=512, disks={k: type(d)(len(d.now), bytes(d.now)) for k, d in one.worlds[1].disks.items()})]
@@ -241,6 +243,10 @@ def test_a_secondary_that_lost_what_it_acknowledged_starts_over(pair):
     one.deliver()
     one.hear()
     assert "had acknowledged" in one.link.status()["last_error"] and one.link.wants_checkpoint
+    if again:  # the connection breaks before a word of it was said: it stands there, and is consistent there
+        one.connect()
+        one.deliver()
+        one.hear()
     one.heal()
 
 
@@ -272,7 +278,7 @@ def test_a_volume_added_before_pairing(pair):
     """The link begins where the volumes match, and a checkpoint says so first."""
     one = pair(9)
     one.operate(operations.add_volume(one.a.end.catalog, "c", 3 * REGION, zero=True, region_size=REGION))
-    one.b.prepare_volume("c", 3 * REGION)
+    one.b.intake.prepare_volume("c", 3 * REGION)
     one.flush()
     one.connect()
     one.deliver()
@@ -317,7 +323,7 @@ def test_save_and_restore(pair):
     one.random_write()
     data = one.link.save()
     again = Link.restore(one.a, data)
-    assert again.save() == data and all(piece.sent for piece in again.backlog)
+    assert again.save() == data and all(piece.sent for piece in again.ledger.backlog)
     assert (again.position, again.peer, again.base.lsn) == (one.link.position, one.link.peer, one.link.base.lsn)
 
 
@@ -329,7 +335,7 @@ def test_verify_by_hand_copies_everything_again(pair):
     one.link.add_all(1)
     one.cut()
     one.heal()
-    assert one.link.bytes_sent["copied"] - before >= 10 * REGION and not one.link.doubted
+    assert one.link.bytes_sent["copied"] - before >= 10 * REGION and not one.link.ledger.doubted
 
 
 # ---------------------------------------------------------------- refusals of the handshake
@@ -407,7 +413,7 @@ def test_stores_that_do_not_match(pair, what):
     one.a.attach(Link(one.a, "paris", address="b:1"))
     theirs = {"size": {"data": 5 * REGION}, "name": {"date": 4 * REGION}, "more": {"data": 4 * REGION, "x": REGION}, "less": {}}[what]
     for name, size in theirs.items():
-        one.b.prepare_volume(name, size)
+        one.b.intake.prepare_volume(name, size)
     one.connect()
     one.deliver()
     one.hear()
@@ -451,7 +457,7 @@ def test_a_welcome_that_cannot_be(pair):
             welcomed(one, lineage=lineage)
     with pytest.raises(ProtocolError):
         one.link.receive(Batch(memoryview(b"x")))
-    one.link._pending_peer = b"x"
+    one.link.greeting._peer = b"x"
     with pytest.raises(ProtocolError, match="paired at"):
         one.link.receive(Paired(lsn=1 << 40))
     one.cut()
@@ -512,17 +518,32 @@ def test_acknowledgements_that_are_no_news(pair):
     assert not one.to_a
 
 
-def arriving(one, kind, records, **fields):
-    """What the replica says to a batch of these records at its place in the stream."""
+def batch_at(one, kind, records, **fields):
+    """A batch of these records for the replica's place in the stream."""
     end = one.b.end
     values = {"group": one.b.group_id, "generation": end.lineage.generation, "first_lsn": end.lsn + (kind in (1, 2)), "alignment": 512,
               "item": end.item + 1 if kind in (3, 4) else 0, "previous": one.replica._previous if kind in (1, 2) else 0, **fields}
+    return batch.encode(kind, records, **values)
+
+
+def arriving(one, kind, records, **fields):
+    """What the replica says to a batch of these records at its place in the stream."""
+    data = batch_at(one, kind, records, **fields)
     before = one.b.window.state()
     try:
-        one.replica._batch(memoryview(batch.encode(kind, records, **values)))
+        one.replica._batch(memoryview(data))
     except (ProtocolError, Refused):
         assert one.b.window.state() == before
         raise
+
+
+def taken(one, kind, records, **fields):
+    """Whether such a batch is taken in by the run."""
+    data = batch_at(one, kind, records, **fields)
+    reach = one.replica.reach()
+    count = stream.take(one.b.window, reach, stream.pack_frame(layout.FRAME_BATCH, len(data), 0, one.far.received, one.far.id) + data)
+    one.replica.took(reach)
+    return count > 0
 
 
 def item(value):
@@ -571,6 +592,7 @@ BAD_BATCHES = {
             "a volume of no size": operations.AddVolume(77, "x", 0, True),
             "a volume of 2**56 bytes": operations.AddVolume(77, "x", 1 << 56, True),
             "a volume of number 2**32": operations.AddVolume(1 << 32, "x", REGION, True),
+            "a volume with the number of a view": operations.AddVolume(layout.FIRST_LOCAL, "x", REGION, True),
         }.items()
     },
     "item gap": (4, item(items.Consistent()), {"item": 1 << 40}), "item repeat": (4, item(items.Consistent()), {"item": 1}),
@@ -584,6 +606,7 @@ BAD_BATCHES = {
     "no size": (4, item(items.Make(items.StoreInfo(77, "x", "volume", 0, 0))), {}),
     "id 0": (4, item(items.Make(items.StoreInfo(0, "x", "volume", REGION, 0))), {}),
     "id 2**32": (4, item(items.Make(items.StoreInfo(1 << 32, "x", "volume", REGION, 0))), {}),
+    "id of a view": (4, item(items.Make(items.StoreInfo(layout.FIRST_LOCAL, "x", "volume", REGION, 0))), {}),
     "skip back": (4, item(items.Skip(0, [(b"z" * 16, 0)])), {}),
     "skip elsewhere": (4, item(items.Skip(1 << 40, [(b"z" * 16, 0)])), {}),
     "fork elsewhere": (4, item(items.Fork([(b"z" * 16, 0)], 1 << 40)), {"first_lsn": 1 << 40}),
@@ -595,8 +618,25 @@ def test_batches_that_a_secondary_refuses(pair, what):
     one = flowing(pair(32))
     one.deliver()
     kind, records, fields = BAD_BATCHES[what]
+    assert not taken(one, kind, records, **fields), "what is wrong is left to the one who says so"
     with pytest.raises((ProtocolError, Refused)):
         arriving(one, kind, records, **fields)
+
+
+def test_batches_by_the_run_and_one_by_one(pair):
+    """Both ways lead to the same place, and each goes on where the other stopped."""
+    one = flowing(pair(32))
+    one.deliver()
+    for _ in range(2):
+        lsn = one.b.end.lsn
+        assert taken(one, layout.BATCH_EVENTS, [(layout.ZERO, 1, 0, 512), (layout.ZERO, 1, 512, 512)])
+        assert one.b.end.lsn == one.b.window.state().end_lsn == lsn + 2
+        arriving(one, layout.BATCH_EVENTS, [(layout.ZERO, 1, 0, 512)])
+        assert one.b.end.lsn == lsn + 3
+        assert not taken(one, layout.BATCH_ITEM, item(items.Consistent())), "an item is no event"
+    one.b.window.make_durable(one.replica.pending)
+    one.acknowledge()
+    assert one.replica._told.durable_lsn == one.b.end.lsn
 
 
 def test_nothing_before_the_fork(pair):

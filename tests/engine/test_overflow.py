@@ -82,7 +82,7 @@ def test_only_what_differs_is_copied_and_operations_are_commands() -> None:
             if n == 400:
                 one.operate(operations.restore(one.a.end.catalog, "b", "s100", None, None, region_size=REGION))
         one.settle(one.a)
-        assert one.link.backlog, "the log did not overflow"
+        assert one.link.ledger.backlog, "the log did not overflow"
         one.heal()
         sent = {kind: one.link.bytes_sent[kind] - before[kind] for kind in before}
         assert sent["copied"] <= len(touched) * (REGION + 512) + 4096
@@ -107,7 +107,7 @@ def test_a_link_that_is_away_for_ever_costs_no_more_than_a_checkpoint_holds(cras
                     one.operate(operations.snapshot(one.a.end.catalog, ["a"], [f"s{n}"]))
                 one.operate(operations.resize(one.a.end.catalog, "b", (n // 100 + 5) * REGION, region_size=REGION))
             one.settle(one.a)
-        assert len(one.link.backlog) < 350, "700 operations were folded"
+        assert len(one.link.ledger.backlog) < 350, "700 operations were folded"
         if crash:
             one.crash(0)
         one.heal()
@@ -168,7 +168,7 @@ def test_a_full_log_that_the_link_lets_go_of_takes_the_longest_write() -> None:
         while (state := one.a.window.state()).end_position - state.tail_position < room * 11 // 16:
             one.write(1, 0, one.some_bytes(64 << 10))
             one.settle(one.a)
-        assert not one.link.backlog
+        assert not one.link.ledger.backlog
         one.a.checkpoint()
         one.a.options = msgspec.structs.replace(one.a.options, checkpoint_bytes=1 << 40)
         one.heal()

@@ -14,7 +14,7 @@ from pyrepl._core.crc32c import crc32c
 from pyrepl.errors import InternalError, ProtocolError
 from pyrepl.items import StoreInfo
 from pyrepl.protocol import frames, messages
-from pyrepl.protocol.messages import Ack, Close, Heartbeat, Hello, Pair, Paired, Refuse, Welcome
+from pyrepl.protocol.messages import Ack, Close, Digests, Forget, Heartbeat, Hello, Pair, Paired, Probe, Refuse, Welcome
 from pyrepl.protocol.session import FROM_PRIMARY, FROM_SECONDARY, Batch, Session, Side, State
 
 U = bytes(range(16))
@@ -32,6 +32,9 @@ SAMPLES = {
     "Ack": Ack(received=3, durable=2, received_lsn=9, durable_lsn=8, applied_lsn=7, item=1, consistent=True),
     "Heartbeat": Heartbeat(number=1),
     "Close": Close(code="stop", text=""),
+    "Probe": Probe(lsn=7, store=1, first=0, count=64, per=64),
+    "Digests": Digests(lsn=7, store=1, first=0, digests=bytes(16), problem=""),
+    "Forget": Forget(lsn=7),
     "Batch": None,
 }
 TYPE = {name: messages.NUMBERS[type(message)] if message is not None else frames.BATCH for name, message in SAMPLES.items()}
@@ -220,7 +223,7 @@ def test_another_session():
         in_state(Side.SECONDARY, State.OPEN).receive_bytes(frame_of("Heartbeat", 0, 8))
 
 
-@pytest.mark.parametrize("kind", [0, 9, 15, 17, 255, 65535])
+@pytest.mark.parametrize("kind", [0, 12, 15, 17, 255, 65535])
 def test_unknown_types(kind):
     with pytest.raises(ProtocolError, match="does not know"):
         frames.unpack(frames.pack(kind, 10, 0, 0, 0), 0, 0)

@@ -12,8 +12,10 @@ import pytest
 from pyrepl import operations
 from pyrepl._core import view
 from pyrepl.errors import PeerError, UsageError
-from pyrepl.link import Link, LinkOptions, Out
+from pyrepl.link import Link, Out
+from pyrepl.options import LinkOptions
 from pyrepl.protocol.session import Session, Side
+from pyrepl.runtime.bucket import Bucket
 from pyrepl.runtime.dialer import Dialer
 from pyrepl.runtime.listener import MOST_KNOCKING, Listener
 from pyrepl.runtime.transport import Connection, parse_address
@@ -69,7 +71,7 @@ class Node:
             if role == "primary":
                 self.operate(operations.add_volume(self.site.end.catalog, volume, SIZE, zero=True, region_size=REGION))
             else:
-                self.site.prepare_volume(volume, SIZE)
+                self.site.intake.prepare_volume(volume, SIZE)
 
     def operate(self, operation):
         lsn = self.site.admit(operation).lsn
@@ -224,6 +226,21 @@ def test_a_silent_peer_is_given_up(two):
         wait(lambda: "heard" in dialer.status()["last_error"] or "too long" in dialer.status()["last_error"], dialer)
 
 
+def test_a_limited_link_is_taken_for_dead_by_neither_side(two):
+    """A batch takes four seconds, where both sides give each other up after two seconds of silence."""
+    a, b, listener, link = two
+    dialer = link()
+    synced(dialer)
+    with a.guard:
+        dialer.link.set(bandwidth=24 * 1024)
+    dialer.changed()
+    begin, connections = time.monotonic(), dialer.status()["connections"]
+    a.site.window.write(1, 0, os.urandom(96 * 1024))
+    synced(dialer)
+    assert time.monotonic() - begin > 3 and dialer.status()["connections"] == connections and not listener.refused
+    equal(a, b)
+
+
 def test_knocking(two):
     """Silent, rude and too many callers cost a connection each, and nothing else."""
     a, b, listener, link = two
@@ -258,7 +275,7 @@ def test_a_peer_that_does_not_read_holds_no_memory():
     import select
     connection._socket, connection._dead, connection._poll = ours, 0.6, select.poll()
     connection._poll.register(ours, select.POLLOUT)
-    connection.bytes_sent = 0
+    connection.bytes_sent, connection._bucket = 0, Bucket()
     start = time.monotonic()
     out = Out("events", [b"h" * 32, bytes(8 << 20)], Pinned())
     with pytest.raises(PeerError, match="took no data"):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import clients
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -18,18 +20,41 @@ def commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
 
 
+def ci_script() -> list[str]:
+    """The lines of .ci/run."""
+    return [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
+
+
 def test_readme_has_the_two_commands() -> None:
     installing = [line for line in commands() if "pip install" in line]
     assert len(installing) == 2
-    assert installing[0].endswith("pyrepl demo") and installing[1].endswith("-m pytest")
+    assert installing[0].endswith("pyrepl demo") and " -m pytest" in installing[1]
     assert all(line.startswith("python3 -m venv .venv && ") for line in installing)
 
 
 def test_ci_runs_the_readme_command() -> None:
-    script = [line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith("#")]
+    script = ci_script()
     assert script[:2] == ["set -eu", 'cd "$(dirname "$0")/.."']
-    assert script[2:] == [line for line in commands() if line.endswith("-m pytest")]
+    assert script[-1:] == [line for line in commands() if " -m pytest" in line]
+    assert sum("pytest" in line for line in script) == 1
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_ci_installs_the_foreign_clients() -> None:
+    """The packages of .ci/run, of the README and of tests/support/clients.py are the same; nothing else is done there
+    before the test command, and CI does not skip what is missing."""
+    wanted = set(clients.PACKAGES.values())
+    script = ci_script()[2:-1]
+    assert set(re.findall(r"[\w-]+", script[0].removeprefix("clients="))) == wanted
+    assert script[1:] == [
+        'if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then',
+        "    dpkg -s $clients > /dev/null 2>&1 || "
+        "{ apt-get update && apt-get install -y --no-install-recommends $clients; }",
+        f"    export {clients.REQUIRED}=required",
+        "fi",
+    ]
+    (told,) = re.findall(r"`apt-get install ([\w -]+?)` brings\s+all\s+of\s+them", (ROOT / "README.md").read_text())
+    assert set(told.split()) == wanted
 
 
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,20 +14,23 @@ PACKAGE = ROOT / "src" / "pyrepl"
 LAYERS = [  # docs/architecture.md "Rooms" is this list; a room may import from its own layer and from those above
     ["_core"],
     ["errors"],
-    ["lineage", "options", "seams"],
+    ["lineage", "options", "parting", "seams"],
     ["catalog", "operations", "items", "notes"],
     ["point", "journal", "shelf", "divergence"],
-    ["inspection"],
+    ["inspection", "history"],
+    ["provenance"],
     ["protocol"],
-    ["pairing", "knowledge"],
-    ["resync", "link", "replica"],
-    ["recovery", "applier", "site"],
+    ["bound", "pairing", "knowledge", "since", "ledger", "probes"],
+    ["forecast", "greeting", "resync", "link", "replica"],
+    ["recovery", "applier", "delay", "views", "gallery", "protective", "verification", "workshop", "outcomes", "roles", "intake", "standing", "site"],
     ["runtime", "border"],
-    ["group", "node", "attachment", "volume", "results", "__init__"],
+    ["folder", "nbd", "group", "image", "changeover", "succession", "node", "attachment", "attachments", "comparisons", "opening", "performed", "explaining", "losing", "verifying",
+     "rewinding", "trial", "early", "volume", "plugin", "kept", "results", "unordered", "__init__"],
+    ["remote"],
     ["service", "cli", "demo"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-WORLD = {"_core", "border", "__init__", *LAYERS[-3], *LAYERS[-2], *LAYERS[-1]}
+WORLD = {"_core", "border", "__init__", *LAYERS[-4], *LAYERS[-3], *LAYERS[-2], *LAYERS[-1]}
 BANNED = {
     "socket",
     "threading",

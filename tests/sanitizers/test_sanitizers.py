@@ -25,7 +25,8 @@ REPORTS = ("ERROR: AddressSanitizer", "runtime error:")  # not the warning that 
 NOT_HERE = ["-m", "not device", "--deselect", "tests/core/test_device.py::test_the_pool_is_bounded"]
 HALVES = {
     "rooms": [f"tests/core/test_{room}.py" for room in (
-        "layout", "crc32c", "regions", "sources", "device", "batch", "stores", "pump", "window")],
+        "layout", "crc32c", "regions", "sources", "device", "batch", "stores", "pump", "window", "stream")]
+    + ["tests/nbd/test_transmission.py"],
     "engine": [
         "tests/core/test_log_tails.py", "tests/core/test_view.py", "tests/core/test_epoch.py",
         *(f"tests/crash/test_power_loss.py::test_every_image_recovers_to_one_lsn[{seed}]" for seed in (0, 1, 2, 15)),

@@ -9,7 +9,7 @@ import struct
 from typing import Any
 
 LOCAL = struct.Struct("<IHBBQQQQIII8sI")
-TRAVEL = struct.Struct("<IHBB16s16sQIIQQQ44sI")
+TRAVEL = struct.Struct("<IHBB16s16sQIIQQQQ36sI")
 RECORD = struct.Struct("<BBHIQIIII")
 BLOCK = 4096
 EVENTS, OPERATION, COPIED, ITEM = 1, 2, 3, 4
@@ -61,12 +61,13 @@ def batch(
     previous: int = 0,
     item: int = 0,
     read_end: int = 0,
+    time_ns: int = 0,
     group: bytes = GROUP,
     generation: bytes = GENERATION,
     magic: int = 0x31425250,
     version: int = 1,
     flags: int = 0,
-    reserved: bytes = bytes(44),
+    reserved: bytes = bytes(36),
     crc: int | None = None,
     payload_at: int | None = None,
 ) -> tuple[bytes, bytes]:
@@ -92,6 +93,7 @@ def batch(
         previous,
         item,
         read_end,
+        time_ns,
         reserved,
         0,
     )
@@ -146,5 +148,5 @@ def parse(record: bytes) -> dict[str, Any]:
         "previous": t[9],
         "item": t[10],
         "events": events,
-        "digest": t[13] << 32 | t[6] & 0xFFFFFFFF,
+        "digest": t[14] << 32 | t[6] & 0xFFFFFFFF,
     }

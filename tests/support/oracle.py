@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pyrepl.catalog import Catalog
-from pyrepl.operations import Copied, Created, Deleted, Operation, Resized
+from pyrepl.operations import Copied, CopiedImage, Created, Deleted, Operation, Resized
+from tests.support.plugs import perform_on
 
 State = dict[int, bytes]
 
@@ -16,6 +17,7 @@ class Oracle:
         self.states: dict[int, State] = {0: {}}
         self.catalogs: dict[int, Catalog] = {0: Catalog()}
         self.lsn = 0
+        self.images: dict[bytes, bytes] = {}  # digest -> content
 
     @property
     def now(self) -> State:
@@ -42,10 +44,14 @@ class Oracle:
                     a, b = first * region, (first + count) * region
                     part = state[source][a:b] if source else bytes(b - a)
                     state[target] = state[target][:a] + part + state[target][b:]
+                case CopiedImage(target, key, first, count):
+                    a, b = first * region, (first + count) * region
+                    state[target] = state[target][:a] + self.images[key.digest][a:b] + state[target][b:]
                 case Resized(store, regions):
                     state[store] = state[store][:regions * region].ljust(regions * region, b"\0")
                 case Deleted(store):
                     del state[store]
+        perform_on(operation, region, state)
         catalog = self.catalogs[self.lsn].copy()
         operation.apply(catalog)
         self.catalogs[lsn] = catalog

@@ -10,11 +10,12 @@ import random
 from typing import Any
 
 from pyrepl import operations
-from pyrepl._core import view
+from pyrepl._core import stream, view
 from pyrepl.errors import PeerError, ProtocolError, PyreplError, Refused
 from pyrepl.link import Link, Out, Plan
 from pyrepl.protocol.session import Session, Side, State
 from pyrepl.replica import Replica
+from tests.support.plugs import perform_on
 from tests.support.simulation import World, create_site, entropy_of, open_site, small_options
 
 REGION = 4096
@@ -26,6 +27,7 @@ class Pair:
 
     def __init__(self, seed: int, *, journal_size: int = 12 << 20, regions: int = 6, mode: str = "async", stores: bool = True) -> None:
         self.rng = random.Random(seed)
+        self.way = random.Random(~seed)  # how batches come in: frame by frame, or by the run
         self.seed = seed
         self.fresh = 0
         self.worlds = [World(), World()]
@@ -39,10 +41,11 @@ class Pair:
         self.to_b, self.to_a = bytearray(), bytearray()
         self.replies: bytes = b""
         self.errors: list[str] = []
+        self.contents: dict[bytes, bytes] = {}  # digest -> content, of images that the sites may have
         if stores:
             for name in ("a", "b"):
                 self.operate(operations.add_volume(self.a.end.catalog, name, regions * REGION, zero=False, region_size=REGION))
-                self.b.prepare_volume(name, regions * REGION)
+                self.b.intake.prepare_volume(name, regions * REGION)
         self.settle(self.a)
         self.a.attach(Link(self.a, "paris", address="b:1", mode=mode))
 
@@ -54,7 +57,7 @@ class Pair:
 
     def settle(self, site: Any) -> None:
         """All that the journal holds is written and performed."""
-        while site.window.commit_pending() or site.step():
+        while site.window.commit_pending() or site.step() or site.applier.workshop.is_busy:  # by plug-ins: it is asked again
             pass
 
     def _remember(self, lsn: int, stores: dict[int, bytes]) -> None:
@@ -95,10 +98,14 @@ class Pair:
                     low, high = first * REGION, (first + count) * REGION
                     new = stores[source][low:high] if source else bytes(high - low)
                     stores[target] = stores[target][:low] + new + stores[target][high:]
+                case operations.CopiedImage(target, key, first, count):
+                    low, high = first * REGION, (first + count) * REGION
+                    stores[target] = stores[target][:low] + self.contents[key.digest][low:high] + stores[target][high:]
                 case operations.Resized(store, regions):
                     stores[store] = stores[store][:regions * REGION].ljust(regions * REGION, b"\0")
                 case operations.Deleted(store):
                     del stores[store]
+        perform_on(operation, REGION, stores)
         self._remember(lsn, stores)
 
     def some_bytes(self, length: int) -> bytes:
@@ -201,8 +208,13 @@ class Pair:
         if self.replica is None:
             return
         data, self.to_b[:most] = bytes(self.to_b[:most]), b""
+        reach = self.replica.reach() if self.far.at_frame and self.way.random() < 0.6 else None
+        if reach is not None:
+            data = data[stream.take(self.b.window, reach, data):]
+            self.replica.took(reach)
+            self.settle(self.b)
         try:
-            for message in self.far.receive_bytes(data):
+            for message in self.far.each(data):
                 self.to_a += self.replica.receive(message)
                 self.settle(self.b)
         except (Refused, ProtocolError) as error:
@@ -273,11 +285,13 @@ class Pair:
         """Without faults, both sites become equal, and that ends."""
         for turn in range(turns):
             if self.session is None:
+                self.settle(self.b)
                 self.connect()
             if not self.send():
                 self.flush()
                 self.settle(self.a)
             self.deliver()
+            self.settle(self.b)
             if turn % 3 == 2:
                 self.acknowledge()
             self.hear()

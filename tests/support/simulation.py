@@ -7,11 +7,16 @@ or some of the writes since its last flush, the last of them possibly torn at a 
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from itertools import count
 
 from pyrepl._core.device import PythonDevice
+from pyrepl.catalog import ImageKey
 from pyrepl.options import SiteOptions
+from pyrepl.seams import NoPlugins, Plugins
 from pyrepl.site import Site
 
 SECTOR = 512
@@ -96,8 +101,10 @@ class World:
         self.disks = disks if disks is not None else {}
         self.sector_size = sector_size
         self.ticks = 0
+        self.left = 1 << 60  # what is told of the space that there is
         self.lying = False  # flushes that do nothing: to see a test fail
         self.on_tick: Callable[[str, str], None] | None = None
+        self.plugins: Plugins = NoPlugins()  # of the node
 
     def tick(self, what: str, path: str) -> None:
         self.ticks += 1
@@ -109,14 +116,30 @@ class World:
 
     # the placement of the site
 
-    def create(self, name: str, store_id: int, size: int) -> str:
-        path = f"made-{store_id}-{name}"
+    def create(self, name: str, store_id: int, size: int, taken: Collection[str] = ()) -> str:
+        path = next(path for n in count() if (path := f"made-{store_id}-{name}{n or ''}") not in taken)
         self.disks[path] = Disk(size)
         return path
+
+    def room(self) -> int:
+        return self.left
 
     def open(self, path: str, size: int) -> SimulatedDevice:
         self.disks[path].resize(size)
         return self.device(path)
+
+    def open_image(self, path: str, size: int) -> SimulatedDevice:
+        if path not in self.disks:
+            raise FileNotFoundError(2, "no such image", path)
+        return self.device(path)
+
+    def identify(self, path: str) -> tuple[int, ...]:
+        if path not in self.disks:
+            raise FileNotFoundError(2, "no such image", path)
+        return (len(self.disks[path].now), zlib.crc32(self.disks[path].now))
+
+    def digest(self, path: str, size: int) -> bytes:
+        return hashlib.sha256(self.disks[path].now[:size]).digest()
 
     def resize(self, path: str, size: int) -> None:
         self.disks[path].resize(size)
@@ -136,7 +159,18 @@ class World:
             mark = hash(tuple(sorted(disks.items())))
             if mark not in seen:
                 seen.add(mark)
-                yield World(sector_size=self.sector_size, disks={p: Disk(len(c), c) for p, c in disks.items()})
+                world = World(sector_size=self.sector_size, disks={p: Disk(len(c), c) for p, c in disks.items()})
+                world.plugins = self.plugins
+                yield world
+
+
+def add_image(site: Site, world: World, name: str, content: bytes) -> ImageKey:
+    """The site registers an image whose file, in its world, holds this."""
+    path = f"image-{name}-{site.views.next_id}"
+    world.disks[path] = Disk(len(content), content)
+    key = ImageKey(name, len(content), world.digest(path, len(content)))
+    site.gallery.add(key, path, world.identify(path))
+    return key
 
 
 def entropy_of(seed: int) -> Callable[[int], bytes]:
@@ -155,11 +189,15 @@ def create_site(world: World, seed: int, *, journal_size: int = 640 * 1024, role
                 options: SiteOptions | None = None) -> Site:
     """A fresh site whose journal is the disk ``journal`` of the world."""
     world.disks["journal"] = Disk(journal_size)
-    return Site.create(world.device("journal"), name="g", node_id=node, role=role, options=options or small_options(),
+    site = Site.create(world.device("journal"), name="g", node_id=node, role=role, options=options or small_options(),
                        placement=world, entropy=entropy_of(seed), created_ns=0)
+    site.plugins = world.plugins
+    return site
 
 
 def open_site(world: World, seed: int, *, node: bytes = NODE, options: SiteOptions | None = None) -> Site:
     """Recovery of the site whose journal is in the world."""
-    return Site.open(world.device("journal"), node_id=node, placement=world, entropy=entropy_of(seed),
+    site = Site.open(world.device("journal"), node_id=node, placement=world, entropy=entropy_of(seed),
                      options=options or small_options())
+    site.plugins = world.plugins
+    return site

@@ -31,18 +31,20 @@ class Site:
         alignment: int = 512,
         region_size: int = 8192,
         device=MemoryDevice,
+        log=MemoryDevice,
+        log_size: int = 64 << 20,
     ) -> None:
         self.alignment, self.region_size = alignment, region_size
         self.window = Window(ring=4 * (PAYLOAD + BLOCK), alignment=alignment, reserve=64 << 10)
         self.stores = Stores(region_size=region_size, alignment=alignment)
-        self.log = MemoryDevice("log", 64 << 20, BLOCK if alignment == BLOCK else 512)
+        self.log = log("log", log_size, BLOCK if alignment == BLOCK else 512)
         self.devices = {}
         for number in range(1, count + 1):
             self.devices[number] = device(f"disk{number}", size, alignment)
             self.stores.add(number, self.devices[number], store=number, size=size)
             self.window.set_store(number, size)
         self.window.open(
-            self.log, log_offset=0, log_size=64 << 20, position=0, tail=0, chain=1, lsn=0,
+            self.log, log_offset=0, log_size=log_size, position=0, tail=0, chain=1, lsn=0,
             applied_position=0, applied_lsn=0, group=GROUP, generation=GENERATION, seed=7,
         )  # fmt: skip
 

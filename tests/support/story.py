@@ -10,7 +10,7 @@ import random
 
 from pyrepl import operations
 from pyrepl._core import view
-from pyrepl.catalog import SNAPSHOT, VOLUME
+from pyrepl.catalog import SNAPSHOT, VOLUME, View
 from pyrepl.errors import PyreplError
 from pyrepl.operations import Operation
 from pyrepl.options import SiteOptions
@@ -175,6 +175,7 @@ class Story:
         """Recovers what a crash left and judges it; the LSN that it came to."""
         site = open_site(world, rng.getrandbits(32), options=self.options)
         try:
+            self.opened(site)
             lsn = site.end.lsn
             if not self.promised <= lsn <= self.oracle.lsn:
                 raise Violation(f"recovered LSN {lsn}, promised {self.promised}, ever given {self.oracle.lsn}")
@@ -185,9 +186,28 @@ class Story:
                     self.check(image, rng, again=False)
             self.settle(site)
             self.compare(site, lsn, "at rest")
+            self.find_leaks(site, world)
         finally:
             site.abandon()
         return lsn
+
+    def opened(self, site: Site) -> None:
+        """What must be so as soon as a site is open."""
+        if site.views.opened:
+            raise Violation(f"views of a dead process are open: {site.views.opened}")
+
+    def find_leaks(self, site: Site, world: World) -> None:
+        """At rest, devices, slots and maps are those of the stores that there are (and the scratch)."""
+        shelf = site.shelf
+        stores = set(site.here.catalog.stores)
+        slots = {place.slot for place in shelf.places.values()} | ({shelf.scratch.slot} if shelf.scratch else set())
+        slots |= {image.slot for image in shelf.images.values()}
+        if set(shelf.places) != stores or set(site.stores.slots()) != slots or shelf.zombies:
+            raise Violation(f"at rest: places {shelf.places}, zombies {shelf.zombies}, slots {site.stores.slots()}")
+        going = list(shelf.graveyard)
+        site.checkpoint()
+        if shelf.graveyard or any(path in world.disks for path in going if path.startswith("made-")):
+            raise Violation(f"devices that nobody shows are still there: {shelf.graveyard}, {sorted(world.disks)}")
 
     def run(self, steps: int, crash_rate: float, some: int) -> int:
         """``steps`` acts; at each disk event, with that chance, what a power loss could leave is checked. Images checked."""
@@ -221,4 +241,54 @@ class Story:
         self.compare(self.site, self.oracle.lsn, "live")
         self.settle(self.site)
         self.compare(self.site, self.oracle.lsn, "live, at rest")
+        return count
+
+
+class ViewStory(Story):
+    """A story in which views are opened, read and closed; a view is the oracle at its LSN for as long as it is open."""
+
+    def __init__(self, seed: int, **options: int) -> None:
+        super().__init__(seed, **options)
+        self.dice = random.Random(seed ^ 0x71E3)
+        self.shown = 0
+
+    def act(self) -> None:
+        views = self.site.views
+        roll = self.dice.random()
+        if roll < 0.12 and len(views.opened) < 4:
+            self.open_view()
+        elif roll < 0.18 and views.opened:
+            number = self.dice.choice(list(views.opened))
+            self.say("close view", views.opened[number])
+            views.close(number)
+        else:
+            super().act()
+        self.look(self.dice.choice([*views.opened.values(), None]))
+
+    def open_view(self) -> None:
+        self.make_room()
+        store = self.dice.choice(sorted(self.site.end.catalog.stores))
+        view = self.site.views.open(store)
+        self.say("open view", view)
+        if view.lsn != self.oracle.lsn:
+            raise Violation(f"a view at LSN {view.lsn} does not show what was written before it: {self.oracle.lsn}")
+
+    def look(self, entry: View | None) -> None:
+        """This view, if any, is what it was."""
+        if entry is None:
+            return
+        want = self.oracle.states[entry.lsn][entry.store]
+        got = view.read(self.site.window, self.site.stores, entry.id, 0, entry.size)
+        if got != want:
+            first = next(i for i in range(len(want)) if got[i] != want[i])
+            raise Violation(f"{entry} differs from LSN {entry.lsn} at byte {first} (region {first // self.region})")
+        self.shown += 1
+
+    def run(self, steps: int, crash_rate: float, some: int) -> int:
+        count = super().run(steps, crash_rate, some)
+        for number, entry in list(self.site.views.opened.items()):
+            self.look(entry)
+            self.site.views.close(number)
+        self.settle(self.site)
+        self.find_leaks(self.site, self.world)
         return count

@@ -24,6 +24,7 @@ class Head(NamedTuple):
     previous: int
     item: int
     read_end: int
+    time_ns: int  # of events: when the primary closed the batch, ns since 1970; 0: not known
     crc: int
 
 class Local(NamedTuple):
@@ -40,7 +41,7 @@ class Local(NamedTuple):
     crc: int
 
 def encode(kind: int, records: list[tuple[int, int, int, bytes | int]], *, group: bytes, generation: bytes, first_lsn: int,
-           alignment: int, previous: int = 0, item: int = 0, read_end: int = 0) -> bytes:
+           alignment: int, previous: int = 0, item: int = 0, read_end: int = 0, time_ns: int = 0) -> bytes:
     """What travels of a batch: travel part + descriptors + payload. A record is (kind, store, offset, data), or the length in
     place of the data for zero and discard. What is encoded is not judged: wrong kinds, unaligned offsets and the like are told by
     judge(). ValueError: no or too many records, more payload than a batch may have, ids that have not 16 bytes, an alignment that

@@ -24,8 +24,9 @@ class Epoch:
     def plan_move(self, slot: int, start: int, most: int) -> tuple[int, int]:
         """Plans the mover's next step: makes up to `most` regions of the store in `slot`, from region `start` on, its own source.
         (stages, region to go on from; 0 stages and the map's size: nothing left)"""
-    def plan_vacate(self, slot: int, start: int, most: int) -> tuple[int, int]:
-        """The same, to hand over what others show from the device in `slot` (a deleted store's, or the scratch)."""
+    def plan_vacate(self, slot: int, start: int, most: int, local: bool = False) -> tuple[int, int]:
+        """The same, to hand over what others show from the device in `slot`: a deleted store's (what only stores from
+        layout.FIRST_LOCAL on show too if `local`), or the scratch."""
     def moves(self, stage: int) -> list[tuple[int, int, int]]:
         """The copies of a stage: (region, target slot, source slot or 0 for zeros)."""
     def copy(self, stage: int) -> int:

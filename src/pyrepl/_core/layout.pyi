@@ -13,6 +13,7 @@ MAX_NOTE: int
 MAX_UNFLUSHED: int
 MAX_STORES: int
 MAX_REGION: int
+FIRST_LOCAL: int  # store ids from here on are of one site alone
 SOURCE_ZERO: int
 LOCAL_MAGIC: int
 TRAVEL_MAGIC: int

@@ -22,6 +22,8 @@ class Stores:
         """How many regions of this store have a device other than its own (zeros do not count)."""
     def copy(self, target: int, source: int, first: int, count: int) -> int:
         """Slots, regions: map(target) := map(source) on the range (source 0: zeros). Returns regions whose content may have changed."""
+    def differing(self, target: int, source: int, first: int, count: int) -> int:
+        """How many regions `copy` with these arguments would count; nothing changes. Any thread."""
     def resize(self, slot: int, size: int) -> None:
         """The map and the size; what is added shows zeros. The device was resized before (grow) or is afterwards (shrink)."""
     def source(self, slot: int, region: int) -> int: ...

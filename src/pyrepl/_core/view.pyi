@@ -11,3 +11,6 @@ def write_unaligned(window: Window, stores: Stores, store: int, offset: int, dat
     """A write of any offset and length: the edges are read, merged and written while their blocks are held. The last
     LSN. Errors as read(); ValueError too for no data; OSError too if the journal failed. Longer than 4 MiB goes in
     pieces."""
+def allocation(window: Window, stores: Stores, store: int, offset: int, length: int) -> list[tuple[int, bool]]:
+    """Runs from ``offset`` on, as (bytes, whether they certainly read as zeros): at most 1024, so perhaps not all of the
+    range. Errors as read()."""

@@ -17,7 +17,7 @@ cdef extern from "window.h" nogil:
         uint8_t generation[16]
         uint64_t first_lsn
         uint32_t count, payload_length
-        uint64_t item, read_end
+        uint64_t item, read_end, time_ns
     struct pr_record:
         uint8_t kind
         uint32_t store
@@ -56,3 +56,6 @@ cdef class Entry:
 
     cdef void drop(self) noexcept
     cdef int check(self) except -1
+
+
+cdef int raise_misuse(Window window, int code, str what) except -1  # a code of window.c as an exception

@@ -28,6 +28,7 @@ class WindowState(NamedTuple):
     commits: int
     flushes: int
     failed: int  # errno, 0: not; ESHUTDOWN: closed
+    shown_position: int | None  # what is parked begins here; None: nothing is
 
 class Entry:
     """A record of the log: pinned in memory while this object lives (release() ends it early), or read back. A memoryview of it
@@ -44,6 +45,7 @@ class Entry:
     count: int
     item: int
     read_end: int
+    time_ns: int  # of events: when the primary closed the batch, ns since 1970; 0: not known
     generation: bytes
     digest: int  # what the `previous` of the next batch of events names: crc of the travel part << 32 | low 32 bits of first_lsn; 0 for a note
     head: memoryview  # travel part and descriptors, as they travel
@@ -74,9 +76,10 @@ class Window:
         Flushes the device first: what the process before wrote may be in its cache, and `position` counts as durable from here on.
         log_size must be at least reserve + 16 * PR_BLOCK; in a log of less than 2 MiB events are split smaller, and an operation or a
         received batch that is longer than the log without its reserve is an OSError (ENOSPC), not a wait. ValueError; OSError: the device."""
-    def load(self, record: Buffer, *, blocks: Sequence[int] = ()) -> None:
+    def load(self, record: Buffer, *, blocks: Sequence[int] = (), parked: bool = False) -> None:
         """Recovery: the record of the log at the next position from applied_position on, before open(): batches only, kept in memory of
-        their own until applied, indexed for readers. `blocks` as for submit_operation. ValueError: not such a record."""
+        their own until applied, indexed for readers. `blocks` as for submit_operation. `parked`: it stays in the log only, see park; all are, or
+        none; what stands behind its descriptors need not be given. ValueError: not such a record."""
     def set_generation(self, generation: bytes, group: bytes) -> None:
         """Closes the open batch; what is appended from now on is of this generation (and group)."""
     def fail(self, errno: int) -> None:
@@ -89,9 +92,18 @@ class Window:
         """`store` from 1 on; size in bytes. OSError (ENOSPC): more than PR_MAX_STORES."""
     def drop_store(self, store: int) -> None:
         """LookupError: no such store."""
+    def announce(self, store: int, size: int) -> None:
+        """What was received makes, resizes or (size 0) deletes a store. Readers see that at once; if it is parked, when show_store says so."""
+    def show_store(self, store: int, size: int) -> None:
+        """What was parked and did that is performed: readers see it from here on. Nothing if nothing is parked."""
     def set_notes(self, region_size: int, cost: int) -> None:
         """From here on an event is given its place only where the log has room for `cost` bytes of notes for each region of that size
         that it touches too, until it is applied; one event always is. 0: none (at first). ValueError: no such size or cost."""
+    def set_time(self, ns: int) -> None:
+        """For simulations: batches that are closed from here on carry this time, ns since 1970, unless it is less than before; 0: that of
+        the clock."""
+    def time(self) -> int:
+        """What the clock says, or what set_time said: ns since 1970."""
     def store_size(self, store: int) -> int | None: ...
     # -- writers (any thread). Offsets and lengths in bytes; unaligned ones are the caller's business: ValueError here.
     # LookupError: no such store; PermissionError: not writable; ValueError: outside, unaligned, nothing; OSError: the log failed.
@@ -116,6 +128,9 @@ class Window:
         In sync mode this, write() and Ticket.wait() make the event durable first: only what is durable is sent. ValueError: no such event."""
     def flush(self) -> int:
         """Makes everything that was submitted before the call durable (at the peer too, in sync mode); the LSN up to which."""
+    def latencies(self) -> dict[str, tuple[list[tuple[float, int]], int, float]]:
+        """Of "write", "flush" (as their callers waited) and "operation" (from its place to its performance here): ([(upper bound in
+        seconds, how many took no longer)], how many in all, their seconds)."""
     def run_committer(self) -> None:
         """Body of a thread: writes what nobody waits for, until close()."""
     def commit_pending(self) -> bool:
@@ -143,6 +158,15 @@ class Window:
     def applied(self, position: int, lsn: int) -> None:
         """Everything before `position` is in the stores: memory is given back, readers look at the devices. One caller at a time.
         ValueError: not a record's place, not written, or behind an earlier one."""
+    def park(self, parking: bool) -> None:
+        """True: what is appended from here on is parked: it is in the log only, takes no memory once written, and readers do not see it;
+        operations that are parked do not make them wait. False: so it goes on until unpark() says that nothing is parked any more."""
+    def show(self, until: int, cutoff: int, most: int) -> tuple[int, int]:
+        """Parked records are parked no more, in their order, before they are applied: those before `until`, a record's place that is durable,
+        until one was closed after `cutoff` (ns since 1970), or about `most` bytes are: (up to which place, when the next one was closed or 0).
+        One caller at a time. ValueError: what was read back is not valid."""
+    def unpark(self) -> bool:
+        """Whether nothing is parked any more: all that is left is in memory, and shown now. False: it is not, or parking goes on."""
     def set_tail(self, position: int) -> None:
         """The log before `position` is not needed any more. ValueError: beyond the applied position, or going back."""
     # -- readers (C uses pr_window_settle and pr_window_overlay; here for tests and tools)
@@ -154,6 +178,8 @@ class Window:
     def set_sync(self, mode: int) -> None:
         """0: writes do not wait for a peer; 1: write waits until peer_lsn reaches it."""
     def set_peer(self, lsn: int) -> None: ...
+    def set_bound(self, position: int | None) -> None:
+        """While the log ends at this position or beyond, a write waits for its place as for room (operations do not). None: no bound."""
     def set_lsn(self, lsn: int) -> None:
         """A secondary jumps (skip, fork): the next event is lsn + 1."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 
 import click
 
@@ -56,7 +55,7 @@ def demo(
     if as_json:
         import msgspec
 
-        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+        click.echo(msgspec.json.encode(report))
     else:
         show(report)
     ctx.exit(0 if report.equal else 1)

@@ -6,19 +6,19 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import click
 
 DISTRIBUTION = "pyrepl-volume"
-LIBRARIES = ("cffi", "numpy", "msgspec", "xxhash", "click", "rich", "prometheus-client")
+LIBRARIES = ("cffi", "numpy", "msgspec", "xxhash", "click", "rich", "prometheus-client", "cryptography")
 
 
 class Answer(NamedTuple):
     """One line of the doctor. ``state`` is ok, note or bad."""
 
     name: str
-    state: str
+    state: Literal["ok", "note", "bad"]
     text: str
 
 
@@ -131,10 +131,10 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     """
     found = list(answers())
     if as_json:
-        import msgspec
+        from pyrepl.cli import output
 
-        told = {"schema": 1, "versions": version_lines(True), "answers": [answer._asdict() for answer in found]}
-        sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
+        told = [output.Answer(name=one.name, state=one.state, text=one.text) for one in found]
+        output.write(output.Doctor(versions=version_lines(True), answers=told))
     else:
         click.echo("\n".join(version_lines(True)))
         for answer in found:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +11,7 @@ from pyrepl.errors import Corrupt, DeviceError, NotFound
 
 if TYPE_CHECKING:
     from pyrepl._core.device import Device
+    from pyrepl.cli import output
     from pyrepl.inspection import Finding, Verdict
 
 
@@ -43,12 +43,6 @@ def _open(path: str) -> Device:
     return device
 
 
-def _out(value: object) -> None:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
-
-
 @journal.command()
 @click.argument("path", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: superblock, checkpoint, records.")
@@ -61,6 +55,7 @@ def dump(path: str, as_json: bool) -> None:
       pyrepl journal dump /dev/nvme0n1p3 --json | jq '.records[] | select(.kind == "operation")'
     """
     from pyrepl import inspection
+    from pyrepl.cli import output
     from pyrepl.journal import Journal
 
     with _open(path) as device:
@@ -70,9 +65,12 @@ def dump(path: str, as_json: bool) -> None:
         records = (inspection.describe(position, record) for position, record in inspection.records(found, checkpoint))
         if as_json:
             listed, verdict = list(records), inspection.check(device)
-            _out({"schema": 1, "path": path, **told, "records": listed,
-                  "end_position": verdict.end_position, "end_reason": verdict.end_reason or None,
-                  "findings": _findings(verdict)})
+            output.write(
+                output.JournalDump(
+                    path=path, **told, records=listed, end_position=verdict.end_position,
+                    end_reason=verdict.end_reason or None, findings=_findings(verdict),
+                )
+            )
             return
         block, newest = told["superblock"], told["checkpoint"]
         click.echo(
@@ -94,8 +92,10 @@ def _weight(finding: Finding) -> str:
     return "corrupt" if finding.fatal else "damaged"
 
 
-def _findings(verdict: Verdict) -> list[dict[str, Any]]:
-    return [{"text": finding.text, "fatal": finding.fatal} for finding in verdict.findings]
+def _findings(verdict: Verdict) -> list[output.Finding]:
+    from pyrepl.cli import output
+
+    return [output.Finding(text=finding.text, fatal=finding.fatal) for finding in verdict.findings]
 
 
 def _line(one: dict[str, Any]) -> str:
@@ -136,22 +136,22 @@ def check(ctx: click.Context, path: str, as_json: bool) -> None:
       pyrepl journal check /var/lib/pyrepl/db.journal && echo sound
     """
     from pyrepl import inspection
+    from pyrepl.cli import output
 
     with _open(path) as device:
         verdict = inspection.check(device)
     if as_json:
-        _out(
-            {
-                "schema": 1,
-                "path": path,
-                "sound": not verdict.findings,
-                "findings": _findings(verdict),
-                "records": verdict.records,
-                "bytes": verdict.bytes,
-                "end_position": verdict.end_position,
-                "durable_position": verdict.durable_position,
-                "end_reason": verdict.end_reason or None,
-            }
+        output.write(
+            output.JournalCheck(
+                path=path,
+                sound=not verdict.findings,
+                findings=_findings(verdict),
+                records=verdict.records,
+                bytes=verdict.bytes,
+                end_position=verdict.end_position,
+                durable_position=verdict.durable_position,
+                end_reason=verdict.end_reason or None,
+            )
         )
     else:
         for finding in verdict.findings:

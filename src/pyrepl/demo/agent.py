@@ -133,7 +133,9 @@ class Agent:
     def snapshot(self, volume: str, name: str) -> dict[str, Any]:
         """A snapshot, performed when this returns."""
         snapshot = self._group.volume(volume).snapshot(name)
-        return {"lsn": snapshot.lsn, "bytes_changed": snapshot.bytes_changed}
+        return {
+            "lsn": snapshot.lsn, "bytes_changed": snapshot.bytes_changed, "bytes_avoided": snapshot.bytes_avoided
+        }
 
     def restore(self, volume: str, name: str) -> dict[str, Any]:
         """The volume shows the snapshot again when this returns; ``seconds`` is until a read had shown it."""
@@ -142,7 +144,12 @@ class Agent:
         result = target.restore(name)
         target.read(0, content.BLOCK)
         seconds = time.monotonic() - before
-        return {"lsn": result.lsn, "bytes_changed": result.bytes_changed, "seconds": seconds}
+        return {
+            "lsn": result.lsn,
+            "bytes_changed": result.bytes_changed,
+            "bytes_avoided": result.bytes_avoided,
+            "seconds": seconds,
+        }
 
     # -- the link
 

@@ -219,9 +219,10 @@ class Scenario:
 
     def _operate(self) -> None:
         with self._step("snapshot") as step:
-            self._snapshot = self._first.call("snapshot", volume=VOLUME, name="monday")["lsn"]
+            result = self._first.call("snapshot", volume=VOLUME, name="monday")
+            self._snapshot = result["lsn"]
             self._synced()
-            step.bytes_if_shipped = self._size
+            step.bytes_changed, step.bytes_if_shipped = result["bytes_changed"], result["bytes_avoided"]
         with self._step(f"overwrite {SHARE:.0%}", int(SHARE * self._size), watched=True) as step:
             step.bytes_changed = self._first.call("overwrite", volume=VOLUME, share=SHARE, seed=2)["bytes"]
             self._synced()
@@ -234,7 +235,7 @@ class Scenario:
             self._synced()
             crossed = self._counts().since(before)
             self._restored = result["lsn"]
-            step.bytes_changed = step.bytes_if_shipped = result["bytes_changed"]
+            step.bytes_changed, step.bytes_if_shipped = result["bytes_changed"], result["bytes_avoided"]
             beyond = crossed.total - crossed.writes - crossed.signs
             self.report.restore = Restore(result["bytes_changed"], beyond, crossed.signs, result["seconds"])
 

@@ -7,16 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from pyrepl.cli.sizes import human
 from pyrepl.demo.scenario import Report, Step
-
-
-def human(count: float) -> str:
-    """Bytes for people, with a binary unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 class Quiet:

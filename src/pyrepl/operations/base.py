@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pyrepl.catalog import Catalog, Store, check_size, whole
+from pyrepl._core import layout
+from pyrepl.catalog import Catalog, ImageKey, Store, check_size, whole
 from pyrepl.errors import UsageError
 
 
@@ -25,11 +26,36 @@ class Copied(NamedTuple):
     count: int  # type: ignore[assignment]  # a field, although a tuple has a method of that name
 
 
+class CopiedImage(NamedTuple):
+    """``target`` shows what this site's own copy of an image holds, on ``count`` regions from ``first`` on."""
+
+    target: int
+    image: ImageKey
+    first: int
+    count: int  # type: ignore[assignment]  # as above
+
+
+class Scope(NamedTuple):
+    """``count`` regions of a store, from ``first`` on."""
+
+    store: int
+    first: int
+    count: int  # type: ignore[assignment]  # as above
+
+
+class Reworked(NamedTuple):
+    """A plug-in has made, from what ``reads`` and ``writes`` show, what ``writes`` show afterwards."""
+
+    reads: tuple[Scope, ...]
+    writes: tuple[Scope, ...]
+
+
 class Resized(NamedTuple):
-    """A store has so many regions now; what was added shows zeros."""
+    """A store has so many regions now, and had ``before`` (0: not known); what was added shows zeros."""
 
     store: int
     regions: int
+    before: int = 0
 
 
 class Deleted(NamedTuple):
@@ -38,7 +64,21 @@ class Deleted(NamedTuple):
     store: int
 
 
-Effect = Created | Copied | Resized | Deleted
+Effect = Created | Copied | CopiedImage | Reworked | Resized | Deleted
+
+
+def avoided(bytes_changed: int, links: int) -> int:
+    """Bytes that shipping the data in place of the operation would have put on the links, all together: whole regions
+    whose content it may have changed, once for each link that the group had when the operation was admitted. The
+    command itself and framing are not counted. Everything that tells ``bytes_avoided`` goes by this."""
+    return bytes_changed * links
+
+
+class Footprint(NamedTuple):
+    """Which stores an operation looks at and which it changes, makes or deletes."""
+
+    reads: list[int]
+    writes: list[int]
 
 
 def scope(
@@ -84,11 +124,21 @@ def judge(effects: list[Effect], after: Catalog, region_size: int) -> None:
     for effect in effects:
         match effect:
             case Created(store) | Resized(store):
-                if not 0 < store < 1 << 32:
+                if not 0 < store < layout.FIRST_LOCAL:
                     raise UsageError(f"a store cannot have the number {store}", store=store)
                 check_size(after[store].size, region_size)
             case Copied(target, source, first, count):
                 for store in (target, source) if source else (target,):
+                    regions = after[store].size // region_size
+                    if first < 0 or count <= 0 or first > regions or count > regions - first:
+                        raise UsageError(f"{count} regions from {first} are not inside store {store} of {regions}")
+            case CopiedImage(target, image, first, count):
+                check_size(image.size, region_size)
+                regions = min(after[target].size, image.size) // region_size
+                if first < 0 or count <= 0 or first > regions or count > regions - first:
+                    raise UsageError(f"{count} regions from {first} are not inside store {target} and its image")
+            case Reworked(reads, writes):
+                for store, first, count in (*reads, *writes):
                     regions = after[store].size // region_size
                     if first < 0 or count <= 0 or first > regions or count > regions - first:
                         raise UsageError(f"{count} regions from {first} are not inside store {store} of {regions}")

@@ -10,7 +10,7 @@ import msgspec
 
 from pyrepl.catalog import SNAPSHOT, VOLUME, Catalog
 from pyrepl.errors import Refused, UsageError
-from pyrepl.operations.base import Copied, Effect, scope
+from pyrepl.operations.base import Copied, Effect, Footprint, scope
 
 
 class Copy(msgspec.Struct, frozen=True, tag="copy", tag_field="op", forbid_unknown_fields=True):
@@ -30,6 +30,10 @@ class Copy(msgspec.Struct, frozen=True, tag="copy", tag_field="op", forbid_unkno
     def blocks(self) -> list[int]:
         """Stores whose readers wait until it is performed."""
         return [self.target]
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint([self.source], [self.target])
 
     def check(self, catalog: Catalog) -> None:
         """Admission at a secondary."""

@@ -8,7 +8,7 @@ import msgspec
 
 from pyrepl.catalog import MOST_STORES, SNAPSHOT, VOLUME, Catalog, Store, check_name, check_new_name
 from pyrepl.errors import Exists, Refused, UsageError
-from pyrepl.operations.base import Copied, Created, Effect
+from pyrepl.operations.base import Copied, Created, Effect, Footprint
 
 
 class Member(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -32,6 +32,10 @@ class Snapshot(msgspec.Struct, frozen=True, tag="snapshot", tag_field="op", forb
     @property
     def blocks(self) -> list[int]:
         return [member.id for member in self.members]
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint([member.origin for member in self.members], [member.id for member in self.members])
 
     def check(self, catalog: Catalog) -> None:
         """Admission at a secondary."""
@@ -57,6 +61,10 @@ class Clone(msgspec.Struct, frozen=True, tag="clone", tag_field="op", forbid_unk
     @property
     def blocks(self) -> list[int]:
         return [self.member.id]
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint([self.member.origin], [self.member.id])
 
     def check(self, catalog: Catalog) -> None:
         """Admission at a secondary."""

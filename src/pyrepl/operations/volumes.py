@@ -6,7 +6,7 @@ import msgspec
 
 from pyrepl.catalog import MOST_STORES, SNAPSHOT, VOLUME, Catalog, Store, check_new_name, check_size
 from pyrepl.errors import Exists, Refused
-from pyrepl.operations.base import Created, Deleted, Effect, Resized, put_size
+from pyrepl.operations.base import Created, Deleted, Effect, Footprint, Resized, put_size
 
 
 class AddVolume(msgspec.Struct, frozen=True, tag="add-volume", tag_field="op", forbid_unknown_fields=True):
@@ -55,6 +55,10 @@ class Delete(msgspec.Struct, frozen=True, tag="delete", tag_field="op", forbid_u
     def blocks(self) -> list[int]:
         return []
 
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint([], [self.id])
+
     def check(self, catalog: Catalog) -> None:
         """Admission at a secondary."""
         catalog[self.id]
@@ -67,10 +71,12 @@ class Delete(msgspec.Struct, frozen=True, tag="delete", tag_field="op", forbid_u
 
 
 class Resize(msgspec.Struct, frozen=True, tag="resize", tag_field="op", forbid_unknown_fields=True):
-    """A volume becomes ``size`` bytes long; what is added reads as zeros, what is cut off is lost."""
+    """A volume becomes ``size`` bytes long and was ``was`` (0: not said); what is added reads as zeros, what is cut off
+    is lost."""
 
     id: int
     size: int
+    was: int = 0
 
     @property
     def kind(self) -> str:
@@ -80,6 +86,10 @@ class Resize(msgspec.Struct, frozen=True, tag="resize", tag_field="op", forbid_u
     def blocks(self) -> list[int]:
         return [self.id]
 
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint([], [self.id])
+
     def check(self, catalog: Catalog) -> None:
         """Admission at a secondary."""
         catalog[self.id]
@@ -88,7 +98,7 @@ class Resize(msgspec.Struct, frozen=True, tag="resize", tag_field="op", forbid_u
         put_size(catalog, self.id, self.size)
 
     def effects(self, region_size: int) -> list[Effect]:
-        return [Resized(self.id, self.size // region_size)]
+        return [Resized(self.id, self.size // region_size, self.was // region_size)]
 
 
 def add_volume(catalog: Catalog, name: str, size: int, *, zero: bool, region_size: int) -> AddVolume:
@@ -144,4 +154,4 @@ def resize(catalog: Catalog, name: str, size: int, *, force: bool = False, regio
     if size < store.size and not force:
         raise Refused(f"{name!r} would lose its last {store.size - size} bytes: use force if that is meant",
                       reason="shrink", name=name, size=store.size)
-    return Resize(store.id, size)
+    return Resize(store.id, size, store.size)

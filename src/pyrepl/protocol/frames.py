@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pyrepl._core import layout
+from pyrepl._core import layout, stream
 from pyrepl._core.crc32c import crc32c
 from pyrepl.errors import ProtocolError
 from pyrepl.protocol.messages import LIMITS, TYPES
@@ -34,7 +34,7 @@ class Frame(NamedTuple):
 
 def pack(kind: int, length: int, body_crc: int, sequence: int, session: int) -> bytes:
     """The header of a frame."""
-    return layout.pack_frame(type=kind, length=length, body_crc=body_crc, sequence=sequence, session=session)
+    return stream.pack_frame(kind, length, body_crc, sequence, session)
 
 
 def unpack(header: bytes | memoryview, sequence: int, session: int) -> Frame:
@@ -44,21 +44,20 @@ def unpack(header: bytes | memoryview, sequence: int, session: int) -> Frame:
         ProtocolError: magic, version, checksum, type, length, sequence number or session id is not what it must be.
     """
     try:
-        fields = layout.unpack_frame(header)
+        kind, length, body_crc, number, owner = stream.unpack_frame(header)
     except ValueError as error:
         raise ProtocolError(f"not a frame of this protocol: {error}") from None
-    kind, length = fields["type"], fields["length"]
     if kind != BATCH and kind not in TYPES:
         raise ProtocolError(f"a frame of type {kind}, which this version does not know")
     if length > (MOST_BATCH if kind == BATCH else LIMITS[kind]) or length == 0:
         raise ProtocolError(f"a frame of type {kind} cannot be {length} bytes long")
-    if fields["sequence"] != sequence:
-        raise ProtocolError(f"frame number {fields['sequence']} where {sequence} is next")
-    if fields["session"] != session:
+    if number != sequence:
+        raise ProtocolError(f"frame number {number} where {sequence} is next")
+    if owner != session:
         raise ProtocolError("a frame of another session")
-    if kind == BATCH and fields["body_crc"]:
+    if kind == BATCH and body_crc:
         raise ProtocolError("a batch carries its own checksums: the frame's must be zero")
-    return Frame(kind, length, fields["body_crc"], sequence)
+    return Frame(kind, length, body_crc, sequence)
 
 
 def check_body(frame: Frame, body: bytes | memoryview) -> None:

@@ -13,10 +13,14 @@ from msgspec import Meta
 
 from pyrepl._core import layout
 from pyrepl.errors import ProtocolError
-from pyrepl.items import StoreInfo
+from pyrepl.items import MOST_REFUSALS, Refusal, StoreInfo, Tail
 
 MOST_GENERATIONS = 1024
 MOST_CONTROL = 64 * 1024  # bytes of the body of a control frame
+MOST_PROBED = 64 << 20  # bytes that the regions of one probe may have: what a secondary reads for it
+MOST_DIGESTS = 1024  # in the answer to one probe: 16 KiB
+MOST_ASKED = 4  # probes that may be unanswered
+DIGEST = 16  # bytes of an XXH3-128
 MOST_HELLO = 256 * 1024  # MAX_STORES stores of about 100 bytes, with names of 255 bytes some fewer
 
 Uuid = Annotated[bytes, Meta(min_length=16, max_length=16)]
@@ -69,6 +73,8 @@ class Hello(Message, frozen=True):
     lineage: Pairs
     lsn: Count  # up to which it could send now
     stores: Stores
+    overrules: bool = False  # the secondary is told to lose what only it has, even if that is a split brain
+    asks: bool = False  # it was started, and writes only when all its peers have answered
 
 
 class Welcome(Message, frozen=True):
@@ -85,6 +91,9 @@ class Welcome(Message, frozen=True):
     item: Count  # number of the last item it holds
     consistent: bool
     stores: Stores
+    yields: bool = False  # it was told to lose what only it has, even if that is a split brain
+    refusals: Annotated[list[Refusal], Meta(max_length=MOST_REFUSALS)] = []  # since it was last consistent
+    tail: Tail | None = None  # it was the primary: what it had changed since what the one who asks had acknowledged
 
 
 class Refuse(Message, frozen=True):
@@ -92,6 +101,10 @@ class Refuse(Message, frozen=True):
 
     code: Code
     text: Text
+    node: Uuid | None = None  # of a primary that holds the same group: which it is, and where it stands itself
+    lineage: Pairs | None = None
+    lsn: Count = 0
+    asks: bool = False
 
 
 class Pair(Message, frozen=True):
@@ -120,6 +133,7 @@ class Ack(Message, frozen=True):
     applied_lsn: Count
     item: Count  # the last durable one
     consistent: bool  # as of what is durable
+    refusals: Annotated[list[Refusal], Meta(max_length=MOST_REFUSALS)] = []  # of what has become durable since the last
 
 
 class Heartbeat(Message, frozen=True):
@@ -136,7 +150,35 @@ class Close(Message, frozen=True):
     text: Text
 
 
-TYPES: dict[int, type[Message]] = {1: Hello, 2: Welcome, 3: Refuse, 4: Pair, 5: Paired, 6: Ack, 7: Heartbeat, 8: Close}
+class Probe(Message, frozen=True):
+    """The primary asks for digests of what a store shows as of a verification: one for each ``per`` regions of
+    ``count`` from ``first`` on."""
+
+    lsn: Count
+    store: Small
+    first: Count
+    count: Small
+    per: Small
+
+
+class Digests(Message, frozen=True):
+    """The answer: XXH3-128, 16 bytes each, the last of what is left; or none, and why."""
+
+    lsn: Count
+    store: Small
+    first: Count
+    digests: Annotated[bytes, Meta(max_length=DIGEST * MOST_DIGESTS)]
+    problem: Text
+
+
+class Forget(Message, frozen=True):
+    """The comparison is over: nobody asks as of this LSN any more."""
+
+    lsn: Count
+
+
+TYPES: dict[int, type[Message]] = {1: Hello, 2: Welcome, 3: Refuse, 4: Pair, 5: Paired, 6: Ack, 7: Heartbeat, 8: Close,
+                                   9: Probe, 10: Digests, 11: Forget}
 NUMBERS: dict[type[Message], int] = {kind: number for number, kind in TYPES.items()}
 LIMITS: dict[int, int] = {number: MOST_HELLO if kind in (Hello, Welcome, Pair) else MOST_CONTROL
                           for number, kind in TYPES.items()}

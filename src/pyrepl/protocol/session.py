@@ -7,6 +7,9 @@
                         <-          Paired, or Refuse
     Batch ...           ->                              one for each frame; heartbeats between, both ways
                         <-          Ack ...
+    Probe ...           ->                              of a verification, between batches
+                        <-          Digests ...         one for each probe, in their order
+    Forget              ->
     Close               <->         Close, or just the end
 
 A session reads a header (:meth:`Session.take_header`), then its body (:meth:`Session.take_body`), so that whoever moves
@@ -16,6 +19,7 @@ caller closes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
@@ -23,7 +27,20 @@ from pyrepl._core.crc32c import crc32c
 from pyrepl.errors import ProtocolError, check
 from pyrepl.protocol import frames, messages
 from pyrepl.protocol.frames import BATCH, HEADER, Frame
-from pyrepl.protocol.messages import Ack, Close, Heartbeat, Hello, Message, Pair, Paired, Refuse, Welcome
+from pyrepl.protocol.messages import (
+    Ack,
+    Close,
+    Digests,
+    Forget,
+    Heartbeat,
+    Hello,
+    Message,
+    Pair,
+    Paired,
+    Probe,
+    Refuse,
+    Welcome,
+)
 
 
 class Side(Enum):
@@ -47,6 +64,7 @@ class State(Enum):
 _H, _W, _R, _P, _D, _A, _B, _C = (
     messages.NUMBERS[kind] for kind in (Hello, Welcome, Refuse, Pair, Paired, Ack, Heartbeat, Close)
 )
+_Q, _S, _F = (messages.NUMBERS[kind] for kind in (Probe, Digests, Forget))
 _ENDS = {_C: State.CLOSED}
 
 FROM_PRIMARY: dict[State, dict[int, State]] = {
@@ -54,7 +72,7 @@ FROM_PRIMARY: dict[State, dict[int, State]] = {
     State.GREETED: _ENDS,
     State.WELCOMED: {_P: State.PAIRING, BATCH: State.OPEN, _B: State.OPEN, **_ENDS},
     State.PAIRING: _ENDS,
-    State.OPEN: {BATCH: State.OPEN, _B: State.OPEN, **_ENDS},
+    State.OPEN: {BATCH: State.OPEN, _B: State.OPEN, _Q: State.OPEN, _F: State.OPEN, **_ENDS},
     State.CLOSED: {},
 }
 FROM_SECONDARY: dict[State, dict[int, State]] = {
@@ -62,7 +80,7 @@ FROM_SECONDARY: dict[State, dict[int, State]] = {
     State.GREETED: {_W: State.WELCOMED, _R: State.CLOSED, **_ENDS},
     State.WELCOMED: _ENDS,
     State.PAIRING: {_D: State.OPEN, _R: State.CLOSED, **_ENDS},
-    State.OPEN: {_A: State.OPEN, _B: State.OPEN, _R: State.CLOSED, **_ENDS},
+    State.OPEN: {_A: State.OPEN, _B: State.OPEN, _S: State.OPEN, _R: State.CLOSED, **_ENDS},
     State.CLOSED: {},
 }
 """(state, frame type) -> state, by who sends. What is not in the table is illegal."""
@@ -95,6 +113,11 @@ class Session:
         """Whether the handshake has still to end."""
         return self.state not in (State.OPEN, State.CLOSED)
 
+    @property
+    def at_frame(self) -> bool:
+        """Whether what comes next is the beginning of a frame."""
+        return self._awaited is None and not self._partial
+
     # -- out
 
     def send(self, message: Message) -> bytes:
@@ -105,7 +128,8 @@ class Session:
         """
         kind, body = messages.encode(message)
         state = self._out.get(self.state, {}).get(kind)
-        check(state is not None, f"a {type(message).__name__} may not be sent in state {self.state.value}")
+        if state is None:
+            check(False, f"a {type(message).__name__} may not be sent in state {self.state.value}")
         header = frames.pack(kind, len(body), crc32c(body), self.sent, self.id)
         self._advance_out(state, message, HEADER + len(body))
         return header + body
@@ -118,6 +142,16 @@ class Session:
         header = frames.pack(BATCH, length, 0, self.sent, self.id)
         self._advance_out(state, None, HEADER)
         return header
+
+    def send_batches(self, count: int) -> int:
+        """So many batches are sent by the run, in frames that are numbered from the one returned."""
+        state = self._out.get(self.state, {}).get(BATCH)
+        check(state is not None, f"a batch may not be sent in state {self.state.value}")
+        first = self.sent
+        self.state = State.OPEN
+        self.sent += count
+        self.bytes_sent += HEADER * count
+        return first
 
     # -- in
 
@@ -155,21 +189,31 @@ class Session:
             self.id = received.session
         return received
 
+    def took_batches(self, sequence: int) -> None:
+        """Batches were judged and taken in natively, each the next one and of this session: ``sequence`` is the number
+        of the frame that comes now."""
+        check(self.state is State.OPEN and self.at_frame, "batches are taken by the run in an open stream")
+        self.received = sequence
+
     def receive_bytes(self, data: bytes | memoryview) -> list[Received]:
         """The same for bytes in any chunks (tests and simulations; production takes frames in place)."""
+        return list(self.each(data))
+
+    def each(self, data: bytes | memoryview) -> Iterator[Received]:
+        """One frame after the other, as far as these bytes go."""
         self._partial += data
-        out: list[Received] = []
         while True:
             if self._awaited is None:
                 if len(self._partial) < HEADER:
-                    return out
+                    return
                 self.take_header(bytes(self._partial[:HEADER]))
                 del self._partial[:HEADER]
             frame = self._awaited
             if frame is None or len(self._partial) < frame.length:
-                return out
-            out.append(self.take_body(bytes(self._partial[: frame.length])))
+                return
+            body = bytes(self._partial[: frame.length])
             del self._partial[: frame.length]
+            yield self.take_body(body)
 
     def close(self) -> None:
         """The connection has ended."""

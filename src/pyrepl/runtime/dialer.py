@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from pyrepl._core.window import WindowState
 from pyrepl.errors import PeerError, ProtocolError, PyreplError, Refused
 from pyrepl.link import SYNC, Link, Out, Plan
+from pyrepl.protocol.messages import Ack
 from pyrepl.protocol.session import Session, Side
+from pyrepl.runtime.bucket import Bucket
 from pyrepl.runtime.transport import Connection
 from pyrepl.seams import Entropy
 
@@ -33,14 +36,19 @@ class Dialer:
     Args:
         link: its ``guard`` is used as it is: a real lock, shared by all links of the site.
         entropy: for the jitter of the back-off.
+        judge_lag: called whenever the secondary may have got further, or writers: whether these have to wait.
     """
 
-    def __init__(self, link: Link, entropy: Entropy) -> None:
+    def __init__(self, link: Link, entropy: Entropy, judge_lag: Callable[[], None] = lambda: None) -> None:
         self.link = link
+        self._judge_lag = judge_lag
         self._entropy = entropy
         self._stopping = False
+        self._hurried = False
         self._wake = threading.Event()
         self._connection: Connection | None = None
+        self._dialled = self._wanted  # by which the connection, or the attempt at one, was begun
+        self._bucket = Bucket(link.options.bandwidth)
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"pyrepl-send-{link.name}", daemon=True)
         self.bytes_sent = self.bytes_received = 0  # of ended connections, framing included
@@ -75,6 +83,12 @@ class Dialer:
             self.link.paused = False
         self._wake.set()
 
+    def changed(self) -> None:
+        """The link's options or address are others: they hold from here on. Another address ends the connection and
+        makes another; another time of silence, too, for who waits on the socket already has the old one."""
+        self._bucket.set_rate(self.link.options.bandwidth)
+        self._nudge()
+
     def status(self) -> dict[str, Any]:
         """The link's status, and what crossed the wire in all."""
         with self.guard:
@@ -87,6 +101,31 @@ class Dialer:
         return status
 
     @property
+    def local_host(self) -> str:
+        """The address of this machine by which it reaches the secondary; empty: there is no connection."""
+        connection = self._connection
+        try:
+            return connection.local_host if connection is not None else ""
+        except OSError:  # it ends just now
+            return ""
+
+    def hurry(self) -> None:
+        """Dials at once, however long it would have waited."""
+        self._hurried = True
+        self._wake.set()
+
+    def redial(self) -> None:
+        """Ends the connection, if there is one, and dials at once."""
+        self.hurry()
+        connection = self._connection
+        if connection is not None:
+            connection.shutdown()
+
+    def wake(self) -> None:
+        """The link has something to say."""
+        self._wake.set()
+
+    @property
     def guard(self) -> AbstractContextManager[Any]:
         """The link's."""
         return self.link.guard
@@ -94,11 +133,19 @@ class Dialer:
     def _nudge(self) -> None:
         self._wake.set()
         connection = self._connection
-        if connection is not None and self.link.paused | self._stopping:
+        if connection is not None and not self._is_wanted():
             # The sender says goodbye if it is free to; a send that hangs is ended by the shutdown that follows.
             timer = threading.Timer(0.5, connection.shutdown)
             timer.daemon = True
             timer.start()
+
+    def _is_wanted(self) -> bool:
+        """Whether the connection, or the attempt at one, is to go on."""
+        return not self._stopping and not self.link.paused and self._wanted == self._dialled
+
+    @property
+    def _wanted(self) -> tuple[str, float]:
+        return self.link.address, self.link.options.dead
 
     # ---- the sender's thread
 
@@ -117,7 +164,8 @@ class Dialer:
                     delay = self.link.options.backoff_first
                 jitter = 0.5 + int.from_bytes(self._entropy(2), "little") / 131072
                 self._sleep(max(wait, delay) * jitter)
-                delay = min(delay * 2, self.link.options.backoff_most)
+                moved = self._wanted != self._dialled
+                delay = self.link.options.backoff_first if moved else min(delay * 2, self.link.options.backoff_most)
         except BaseException as error:
             self.failure = error
             with self.guard:
@@ -127,10 +175,13 @@ class Dialer:
 
     def _sleep(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        paused = self.link.paused
-        while not self._stopping and self.link.paused == paused and (left := end - time.monotonic()) > 0:
+        link, paused = self.link, self.link.paused
+        while not self._stopping and link.paused == paused and (left := end - time.monotonic()) > 0:
+            if self._wanted != self._dialled or self._hurried:
+                break
             self._wake.wait(left)
             self._wake.clear()
+        self._hurried = False
 
     def _connect_once(self) -> float:
         """One connection from dialling to its end; seconds to wait at least before the next."""
@@ -138,13 +189,14 @@ class Dialer:
         error, state, wait = "", "down", 0.0
         if link.wants_checkpoint:
             link.site.checkpoint()
+        self._dialled = address, dead = self._wanted
         try:
             connection = self._connection = Connection.dial(
-                link.address, dead=link.options.dead, wanted=lambda: not (self._stopping or link.paused)
+                address, dead=dead, bucket=self._bucket, wanted=self._is_wanted
             )
         except OSError as problem:
             with self.guard:
-                link.disconnect(f"{link.address}: {problem.strerror or problem}", "down")
+                link.disconnect(f"{address}: {problem.strerror or problem}", "down")
             return 0.0
         session = Session(Side.PRIMARY)
         self._error = None
@@ -152,7 +204,7 @@ class Dialer:
             with self.guard:
                 hello = link.connect(session)
             connection.send(hello)
-            if self._stopping or link.paused:
+            if not self._is_wanted():
                 self._nudge()  # whoever asked for it saw no connection yet
             deadline = time.monotonic() + 10.0
             while not link.is_open:
@@ -204,7 +256,7 @@ class Dialer:
         link, window = self.link, self.link.site.window
         next_heartbeat = time.monotonic()
         flushed = 0.0
-        while not self._stopping and not link.paused and self._error is None:
+        while self._is_wanted() and self._error is None:
             now = time.monotonic()
             if now >= next_heartbeat:
                 with self.guard:
@@ -212,14 +264,19 @@ class Dialer:
                 connection.send(frame)
                 next_heartbeat = now + link.options.heartbeat
             self._wake.clear()
+            self._judge_lag()
             state = window.state()
-            sent = self._send_one(connection, state)
-            if sent:
+            with self.guard:
+                probe = link.probe()
+                steady = link.is_steady(state.durable_position)
+            if probe:
+                connection.send(probe)
+            if not steady and self._send_one(connection, state):
                 continue
             if state.written_position > state.durable_position:
                 rest = 0.0 if link.mode == SYNC else flushed + FLUSH_EVERY - now
-                if rest > 0:
-                    self._wake.wait(rest)
+                if rest > 0 and self._wake.wait(rest):
+                    continue  # an acknowledgement is no reason to flush sooner
                 window.make_durable(window.state().written_position)
                 flushed = time.monotonic()
                 continue
@@ -263,8 +320,15 @@ class Dialer:
         try:
             while True:
                 message = connection.receive(session, self.guard)
+                while isinstance(message, Ack) and connection.has_more:
+                    later = connection.receive(session, self.guard)
+                    if message.refusals or not isinstance(later, Ack):  # else it says all that this one does
+                        with self.guard:
+                            self.link.receive(message)
+                    message = later
                 with self.guard:
                     self.link.receive(message)
+                self._judge_lag()
                 self._wake.set()
         except Exception as error:
             self._error = error

@@ -3,6 +3,7 @@
     apply     the only one that steps: stores, maps, mover, checkpoints; between two steps it runs what others asked
     for (call) watch     waits for events on behalf of ``apply``, which cannot wait for two things at once
     commit    writes to the journal what was submitted and nobody waits for
+    sweep     once a minute, gives up a verification that nobody asks about any more
 
 Events are left to accumulate for up to 10 ms or an eighth of the ring, so that an epoch is worth its flush and blocks
 that are written again are applied once; an operation, a call or close() ends that wait (hurry).
@@ -16,6 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ from pyrepl.errors import PyreplError, Refused
 if TYPE_CHECKING:
     from pyrepl.site import Site
 
+SWEEP = 60.0  # seconds
 ACCUMULATE = 0.010  # seconds
 _LOOK = (
     5.0  # seconds: how long the watcher sleeps at most; it is woken by events, this only bounds what a bug could cost
@@ -67,17 +70,20 @@ class Driver:
     def __init__(self, site: Site, on_failure: Callable[[BaseException], None]) -> None:
         self._site = site
         self._on_failure = on_failure
+        self.after_step: Callable[[], None] = lambda: None  # what follows each step, and so each write
         self._condition = threading.Condition()
         self._awake = True  # a step may find something to do
         self._stopping = False
         self._failed: BaseException | None = None
         self._failing = threading.Lock()
         self._calls: deque[_Call] = deque()
+        self._over = threading.Event()
         self._idle = threading.Event()  # apply has nothing to do: watch for what comes after _idle_at
         self._idle_at = 0
         self._threads = [
             threading.Thread(target=body, name=f"{site.name}-{name}", daemon=True)
-            for name, body in (("apply", self._apply), ("watch", self._watch), ("commit", self._commit))
+            for name, body in (("apply", self._apply), ("watch", self._watch), ("commit", self._commit),
+                               ("sweep", self._sweep))
         ]
         site.exclusive = self.call
         for thread in self._threads:
@@ -125,6 +131,7 @@ class Driver:
 
     def close(self) -> None:
         """Stops stepping, then closes the site: the journal is applied, a checkpoint taken, devices are given back."""
+        self._over.set()
         with self._condition:
             self._stopping = True
             self._condition.notify()
@@ -144,14 +151,18 @@ class Driver:
     def _apply(self) -> None:
         try:
             while self._await_work():
-                if self._site.step():
+                stepped = self._site.step()
+                state = self._site.window.state()
+                self.after_step()
+                if stepped:
                     self._awake = True
                     continue
-                state = self._site.window.state()
                 if state.failed:
                     code = abs(state.failed)
                     raise OSError(code, os.strerror(code), self._site.journal.device.name)
-                self._idle_at = state.applied_position
+                # At a mark that is held nothing can be applied until the gate says so, or the journal fills.
+                waits = self._site.applier.held or self._site.delay.wait is not None
+                self._idle_at = state.end_position if waits else state.applied_position
                 self._idle.set()
         except BaseException as error:  # of whatever kind: the site stands in the middle of a step
             self.fail(error)
@@ -177,14 +188,29 @@ class Driver:
                 self._idle.wait()
                 self._idle.clear()
                 beyond = self._idle_at
-                while not self._stopping and window.wait_written(beyond, _LOOK) <= beyond:
-                    pass
+                due = self._site.delay.wait
+                begin = time.monotonic()
+                while not self._stopping:
+                    if self._idle.is_set():  # the applier has looked again: another delay may have been chosen
+                        self._idle.clear()
+                        beyond, due, begin = self._idle_at, self._site.delay.wait, time.monotonic()
+                    left = _LOOK if due is None else min(_LOOK, begin + due - time.monotonic())
+                    if left <= 0 or window.wait_written(beyond, left) > beyond:
+                        break
                 if self._stopping:
                     return
                 window.wait_written(beyond + enough, ACCUMULATE)
                 self.hurry()
         except OSError:
             self.hurry()  # the window failed: the step finds out and says so
+
+    def _sweep(self) -> None:
+        while not self._over.wait(SWEEP):
+            if self._site.verification.lsn:
+                try:
+                    self.call(self._site.verification.sweep)
+                except Exception:
+                    return  # the group is over; whoever ended it has said why
 
     def _commit(self) -> None:
         try:

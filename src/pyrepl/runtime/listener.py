@@ -1,7 +1,8 @@
 """The secondary's end of links in production: accepts, lets a primary feed the group that it names, acknowledges.
 
-One thread accepts, one for each connection receives, one more acknowledges. Decides time limits and how many may knock;
-whether a primary may feed a group is the replica's decision (``replica``).
+One thread accepts, one for each connection receives, and acknowledges what is little; one more acknowledges what is
+much, and shows that this site is alive. Decides time limits, how many may knock, and who acknowledges; whether a
+primary may feed a group is the replica's decision (``replica``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from pyrepl.seams import Entropy
 
 MOST_KNOCKING = 64  # connections that have not said a good hello yet
 HANDSHAKE = 10.0  # seconds from accept to the end of the handshake
+PROMPT = 256 << 10
+"""Bytes of batches that the thread which took them in makes durable and acknowledges itself: one write of the log, and
+nobody else wakes up for it. More than that goes on coming in while it is written."""
 SOON = 0.02  # seconds until the applied position is looked at again while it is behind
 
 
@@ -165,10 +169,23 @@ class Feed:
         self.session = Session(Side.SECONDARY)
         self.replica: Replica | None = None
         self.error = ""
-        self._lock = threading.Lock()  # the session's: the reader takes frames in, the acknowledger sends
+        self._lock = threading.Lock()  # the session's: the reader takes frames in, both send
+        self._voice = threading.Lock()  # held from making a frame to sending it: they go out in their order
         self._arrived = threading.Event()
+        self._asked = threading.Event()
+        self._prober: threading.Thread | None = None
         self._over = False
         self._thread = threading.Thread(target=self._run, name="pyrepl-feed", daemon=True)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the primary is connected and the handshake is over."""
+        return not self._over and self.session.state is State.OPEN
+
+    @property
+    def owes(self) -> bool:
+        """Whether the primary has still to be told that something is durable here."""
+        return self.is_open and self.replica is not None and self.replica.owes
 
     def start(self) -> None:
         """Begins the handshake."""
@@ -178,6 +195,7 @@ class Feed:
         """Ends the connection; its threads are gone on return."""
         self._over = True
         self._arrived.set()
+        self._asked.set()
         self.connection.shutdown()
         if self._thread is not threading.current_thread():
             self._thread.join()
@@ -207,9 +225,19 @@ class Feed:
             )
             acknowledger.start()
             while not self._over:
-                message = self.connection.receive(self.session, self._lock)
-                replica.receive(message)
-                self._arrived.set()
+                reach = replica.reach()
+                if reach is None or not self.connection.take(site.window, reach, PROMPT):
+                    replica.receive(self.connection.receive(self.session, self._lock))
+                    if replica.is_asked:
+                        self._look(replica)
+                    self._arrived.set()
+                else:
+                    replica.took(reach)
+                    if reach.bytes > PROMPT:
+                        self._arrived.set()
+                    elif reach.batches:
+                        site.window.make_durable(reach.position)
+                        self._tell(replica)
                 if self.listener._on_received is not None:
                     self.listener._on_received(site)
         except ProtocolError as error:
@@ -217,6 +245,8 @@ class Feed:
         except PeerError as error:
             self.error = "" if error.context.get("reason") in ("stop", "paused") else error.text
         except PyreplError as error:
+            if self.replica is not None:
+                self.replica.site.roles.refused = error.text
             self._say_why(getattr(error, "reason", "failed"), error)
         except OSError as error:
             self.error = str(error)
@@ -224,18 +254,40 @@ class Feed:
             self._over = True
             self._arrived.set()
             self.connection.shutdown()
-            if acknowledger is not None:
-                acknowledger.join()
+            self._asked.set()
+            for thread in (acknowledger, self._prober):
+                if thread is not None:
+                    thread.join()
             if knocking:
                 self.listener._known()
             self.session.close()
             self.listener._ended(self)
             self.connection.close()
 
+    def _look(self, replica: Replica) -> None:
+        """Wakes the thread that digests, which there is from the first probe on."""
+        self._asked.set()
+        if self._prober is None:
+            self._prober = threading.Thread(target=self._probe, args=(replica,), name="pyrepl-probe", daemon=True)
+            self._prober.start()
+
+    def _probe(self, replica: Replica) -> None:
+        try:
+            while not self._over:
+                self._asked.clear()
+                while not self._over and replica.look():
+                    self._arrived.set()
+                if not self._over:
+                    self._asked.wait(1.0)
+        except Exception as error:
+            self.error = self.error or str(error)
+            self._over = True
+            self.connection.shutdown()
+
     def _say_why(self, code: str, error: PyreplError) -> None:
         self.error = error.text
         try:
-            with self._lock:
+            with self._voice, self._lock:
                 replica = (
                     self.replica if self.replica is not None else Replica(None, self.session, self.listener._entropy)
                 )
@@ -245,9 +297,21 @@ class Feed:
                     if handshake and isinstance(error, Refused)
                     else replica.close(code, error.text)
                 )
-            self.connection.send(frame)
+                self.connection.send(frame)
         except (OSError, PeerError):
             pass  # it hears why from nobody then
+
+    def _tell(self, replica: Replica, *, heartbeat: bool = False) -> None:
+        """Says how far this site is, if that is news."""
+        with self._voice:
+            with self._lock:
+                frame = replica.acknowledge() if self.session.state is State.OPEN else b""
+                if heartbeat and self.session.state is State.OPEN:
+                    frame += replica.heartbeat()
+                while answer := replica.answer():
+                    frame += answer
+            if frame:
+                self.connection.send(frame)
 
     def _acknowledge(self, site: Any, replica: Replica) -> None:
         """Makes durable what has arrived, says so, and shows that this site is alive."""
@@ -260,13 +324,10 @@ class Feed:
                 if window.state().durable_position < pending:
                     window.make_durable(pending)  # what arrives meanwhile is the next one's: acknowledgements coalesce
                 now = time.monotonic()
-                with self._lock:
-                    frame = replica.acknowledge() if self.session.state is State.OPEN else b""
-                    if now >= next_heartbeat and self.session.state is State.OPEN:
-                        frame += replica.heartbeat()
-                        next_heartbeat = now + self.listener._heartbeat
-                if frame:
-                    self.connection.send(frame)
+                due = now >= next_heartbeat
+                self._tell(replica, heartbeat=due)
+                if due:
+                    next_heartbeat = now + self.listener._heartbeat
                 state = window.state()
                 behind = state.applied_lsn < state.end_lsn
                 if replica.pending == pending:

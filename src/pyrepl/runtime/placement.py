@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import threading
 import time
+from collections.abc import Collection
+from itertools import count
 from pathlib import Path
 
-from pyrepl._core import blockdev
+from pyrepl._core import blockdev, layout
 from pyrepl._core.device import Device, FileDevice
 from pyrepl.border import typed
 from pyrepl.errors import DeviceError, Exists, InUse, NotFound, Refused, UsageError
+from pyrepl.runtime import images
 
+TRIALS = "trials"  # the folder of what lasts as long as a process: see ``trial``
 PATIENCE = 10.0  # seconds: a killed process holds its devices until the kernel has ended its I/O
 _MOST_NAME = 120  # characters of a store's name in the name of its file
 _FILL = 1 << 30  # bytes of a new journal file that are written, see make_journal
@@ -40,10 +45,11 @@ class FilePlacement:
 
     # ---- the seam
 
-    def create(self, name: str, store_id: int, size: int) -> str:
-        """A fresh sparse file. One of that name that a crash left is emptied: nothing names it."""
+    def create(self, name: str, store_id: int, size: int, taken: Collection[str] = ()) -> str:
+        """A fresh sparse file. One of that name that a crash left is emptied, but for ``taken``: nothing names it."""
         self._make_folder()
-        path = self.folder / f"{store_id}-{name[:_MOST_NAME]}.img"
+        stem = self.folder / f"{store_id}-{name[:_MOST_NAME]}"
+        path = next(path for n in count(1) if (path := f"{stem}{f'.{n}' if n > 1 else ''}.img") not in taken)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, 0)
@@ -51,10 +57,10 @@ class FilePlacement:
             os.fsync(fd)
         finally:
             os.close(fd)
-        with FileDevice(str(path), engine=self._engine) as device:
+        with FileDevice(path, engine=self._engine) as device:
             self._check_sectors(device)
         sync_folder(self.folder)
-        return str(path)
+        return path
 
     def open(self, path: str, size: int) -> Device:
         """The device, exclusively. Waits a little for one whose last user is being killed."""
@@ -95,6 +101,24 @@ class FilePlacement:
         if self._is_own(path):
             Path(path).unlink(missing_ok=True)
 
+    def room(self) -> int:
+        """What the file system of the folder has left."""
+        self._make_folder()
+        left = os.statvfs(self.folder)
+        return left.f_bavail * left.f_frsize
+
+    def open_image(self, path: str, size: int) -> Device:
+        """The device of an image, for reading."""
+        return images.open_image(path, size)
+
+    def identify(self, path: str) -> tuple[int, ...]:
+        """What the file of an image is known by."""
+        return images.identify(path)
+
+    def digest(self, path: str, size: int) -> bytes:
+        """SHA-256 of an image."""
+        return images.digest(path, size)
+
     # ---- given devices
 
     def take(self, path: str) -> Device:
@@ -131,6 +155,7 @@ class FilePlacement:
         """Removes own files that a crash left and nothing names; their paths."""
         if not self.folder.is_dir():
             return []
+        shutil.rmtree(self.folder / TRIALS, ignore_errors=True)
         gone = [str(path) for path in self.folder.glob("*.img") if str(path) not in known]
         for path in gone:
             os.unlink(path)
@@ -151,6 +176,10 @@ class FilePlacement:
                 reason="alignment",
                 device=device.name,
             )
+
+    def holds(self, path: str) -> bool:
+        """Whether it lies among this placement's own files, which come and go with their stores."""
+        return self._is_own(os.path.realpath(path)) or Path(os.path.realpath(path)).parent == self.folder.resolve()
 
     def _is_own(self, path: str) -> bool:
         return Path(path).parent == self.folder
@@ -251,6 +280,16 @@ def make_journal(path: str, size: int) -> None:
     except BaseException:
         os.unlink(path)
         raise
+
+
+def wipe_journal(path: str, *, made: bool) -> None:
+    """The journal there is none any more: its superblocks are zeros, or its file, which the node made, is gone."""
+    with FileDevice(path) as device:
+        for offset in (0, device.size - layout.BLOCK):
+            device.write(offset, bytes(layout.BLOCK))
+        device.flush()
+    if made:
+        Path(path).unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:

@@ -1,0 +1,139 @@
+"""``pyrepl explain``: what a command would change here and cost on each link, before it is given.
+
+Decides which commands make an operation, and how their arguments are told to :meth:`Group.explain`. They are parsed by
+the commands themselves, so that what stands after ``explain`` is what will be given without it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyrepl.cli import sizes
+from pyrepl.cli.connection import connect, socket_of, socket_option
+from pyrepl.cli.names import within
+from pyrepl.cli.outcome import json_option
+from pyrepl.cli.perform import arguments
+from pyrepl.errors import UsageError
+
+if TYPE_CHECKING:
+    from pyrepl.remote.group import RemoteGroup
+    from pyrepl.remote.sets import RemoteExplanation
+
+Tell = Callable[["RemoteGroup", "RemoteExplanation", dict[str, Any]], None]
+
+
+def _volume_add(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
+    if given["size"] is None:
+        raise UsageError("pyrepl explain volume add: give --size; the device is not looked at")
+    ops.add_volume(given["volume"].name, size=given["size"], zero=given["zero"] or given["device"] is None)
+
+
+def _volume_restore(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
+    volume, offset, length = given["volume"], given["offset"], given["length"]
+    extent = None
+    if offset is not None or length is not None:
+        first = offset or 0
+        extent = (first, length if length is not None else group.volume(volume.name).size - first)
+    ops.restore(volume.name, within(volume.group, given["snapshot"]), extent=extent)
+
+
+def _snapshot_create(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
+    if given["store"].name:
+        ops.snapshot(given["store"].name, given["name"])
+    else:
+        ops.snapshot_all(given["name"])
+
+
+EXPLAINED: dict[str, Tell] = {
+    "volume add": _volume_add,
+    "volume remove": lambda group, ops, given: ops.remove(given["volume"].name, force=True),
+    "volume resize": lambda group, ops, given: ops.resize(given["volume"].name, given["size"], force=True),
+    "volume restore": _volume_restore,
+    "volume synchronize": lambda group, ops, given: ops.synchronize(
+        given["volume"].name, within(given["volume"].group, given["source"])
+    ),
+    "snapshot create": _snapshot_create,
+    "snapshot refresh": lambda group, ops, given: ops.refresh(given["snapshot"].name),
+    "snapshot clone": lambda group, ops, given: ops.clone(given["store"].name, given["name"]),
+    "snapshot delete": lambda group, ops, given: ops.delete(given["snapshot"].name),
+    "image clone": lambda group, ops, given: ops.clone(given["image"].name, given["name"]),
+    "perform": lambda group, ops, given: ops.perform(given["plugin"], arguments(given["given"])),
+    "mark": lambda group, ops, given: ops.mark(given["name"], os.fsencode(given["payload"])),
+}
+
+
+BY_GROUP = ("mark", "perform")  # are given a group, and no store
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("operation", nargs=-1, required=True, type=click.UNPROCESSED, metavar="OPERATION...")
+@json_option
+@socket_option
+@click.pass_context
+def explain(ctx: click.Context, operation: tuple[str, ...], as_json: bool, socket: str | None) -> None:
+    """What OPERATION would change here and cost on each link. Nothing is done.
+
+    OPERATION is the command that would make it, as it would be given: volume add, remove, resize, restore or
+    synchronize, snapshot create, refresh, clone or delete, image clone, perform, or mark, with its arguments. It
+    needs no --force here.
+
+    \b
+    Example:
+      pyrepl explain volume restore db/data monday
+      pyrepl explain --json snapshot create db before-upgrade
+    """
+    name, given = _parse(ctx, list(operation))
+    named = next(value for value in given.values() if hasattr(value, "group") or name in BY_GROUP)
+    group_name = given["group"] if name in BY_GROUP else named.group
+    with connect(socket_of(ctx, socket or given["socket"])) as node:
+        group = node.group(group_name)
+        with group.explain(timeout=given["timeout"]) as ops:
+            EXPLAINED[name](group, ops, given)
+        told = ops.result
+    if as_json or given["as_json"]:
+        from pyrepl.cli import output
+
+        links = [output.pick(output.LinkCost, link) for link in told["links"]]
+        output.write(output.pick(output.Explanation, told, group=group_name, links=links))
+        return
+    click.echo(f"{told['kind']} in {group_name}: {sizes.human(told['bytes_changed'])} would change here")
+    for link in told["links"]:
+        click.echo(f"  → {link['name']}  {_line(link)}")
+    if not told["links"]:
+        click.echo("  no links")
+
+
+def _line(link: dict[str, Any]) -> str:
+    human = sizes.human
+    if link["performed_as"] == "command":
+        parts = [f"{link['state']}: a command of {human(link['command_bytes'])}"]
+    else:
+        parts = [f"{link['state']}: with the first synchronization"]
+    if link["bytes_added"]:
+        parts.append(f"{human(link['bytes_added'])} more to copy")
+    if link["bytes_removed"]:
+        parts.append(f"{human(link['bytes_removed'])} less to copy")
+    if link["divergent_bytes"] or link["divergent_bytes_after"]:
+        parts.append(f"{human(link['divergent_bytes_after'])} differ then, {human(link['divergent_bytes'])} without it")
+    return f"{', '.join(parts)}; shipping would be {human(link['bytes_avoided'])}"
+
+
+def _parse(ctx: click.Context, words: list[str]) -> tuple[str, dict[str, Any]]:
+    """The command that these words are, and what it was given."""
+    path: list[str] = []
+    command: click.Command = ctx.find_root().command
+    while isinstance(command, click.Group):
+        inner = command.get_command(ctx, words[0]) if words else None
+        if inner is None or words[0] == "explain":
+            break
+        path.append(words.pop(0))
+        command = inner
+    name = " ".join(path)
+    if name not in EXPLAINED:
+        shown = " ".join([*path, *words[:1]])
+        raise UsageError(f"{shown!r} makes no operation: give one of {', '.join(EXPLAINED)}")
+    return name, command.make_context(name, words, parent=ctx).params

@@ -1,0 +1,211 @@
+"""``pyrepl group``: groups of the node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from pyrepl.cli import headline, sizes, tables
+from pyrepl.cli.connection import asks_daemon, local
+from pyrepl.cli.names import GROUP
+from pyrepl.cli.outcome import destroys, force_option, json_option
+
+if TYPE_CHECKING:
+    from pyrepl.remote import RemoteNode
+
+
+@click.group()
+def group() -> None:
+    """Groups: volumes and snapshots with one journal and one order of writes.
+
+    \b
+    Example:
+      pyrepl group create db --journal /dev/nvme0n1p3
+      pyrepl group list
+    """
+
+
+@group.command()
+@click.argument("name")
+@click.option("--journal", required=True, type=click.Path(), help="A block device, or a file.")
+@click.option("--journal-size", type=sizes.size, help="Makes the journal's file, so long; it must not exist.")
+@click.option(
+    "--role", type=click.Choice(["primary", "secondary"]), default="primary", show_default=True,
+    help="A secondary waits for the link of a primary, which pairs with it.",
+)
+@click.option("--region-size", type=sizes.size, default="64K", show_default=True,
+              help="Granule of operations; the same at both sites.")
+@click.option("--alignment", type=click.Choice(["512", "4096"]), default="4096", show_default=True,
+              help="Of writes in the journal; the same at both sites.")
+@click.option("--ordering", type=click.Choice(["relaxed", "strict"]), default="relaxed", show_default=True,
+              help="strict: each operation has a place of its own, sets are refused.")
+@click.option("--resume", type=click.Choice(["ask", "alone"]), default="ask", show_default=True,
+              help="At a start: ask the peers who is primary, or be active alone.")
+@click.option("--force-overwrite", is_flag=True, help="Although the journal of another group stands there: it is LOST.")
+@json_option
+@asks_daemon
+def create(
+    node: RemoteNode, name: str, journal: str, journal_size: int | None, role: Literal["primary", "secondary"],
+    region_size: int, alignment: str, ordering: Literal["relaxed", "strict"], resume: Literal["ask", "alone"],
+    force_overwrite: bool, as_json: bool,
+) -> None:
+    """Makes a group, whose journal is a block device or a file.
+
+    A device on which the journal of another group stands is refused: with --force-overwrite that group is lost, for
+    everything that its recovery needs stands there.
+
+    \b
+    Example:
+      pyrepl group create db --journal /dev/nvme0n1p3
+      pyrepl group create db --journal /var/lib/pyrepl/db.journal --journal-size 4G --role secondary
+    """
+    path = local(journal)
+    assert path is not None
+    node.create_group(
+        name, path, journal_size=journal_size, role=role, region_size=region_size, alignment=int(alignment),
+        ordering=ordering, resume=resume, force=force_overwrite,
+    )
+    _show(node.group(name).status(), as_json=as_json)
+
+
+@group.command("import")
+@click.argument("journal", type=click.Path())
+@click.option("--resume", type=click.Choice(["ask", "alone"]), default="ask", show_default=True,
+              help="At a start: ask the peers who is primary, or be active alone.")
+@click.option("--force", is_flag=True, help="Although it belongs to another node, which must never open it again.")
+@json_option
+@asks_daemon
+def import_(node: RemoteNode, journal: str, resume: Literal["ask", "alone"], force: bool, as_json: bool) -> None:
+    """A group whose journal and devices this machine sees becomes one of this node's.
+
+    The journal says all that there is to know. One that belongs to another node is refused: with --force this node
+    takes it over, the other must never open it again, and its secondaries refuse this node until they are paired anew.
+
+    \b
+    Example:
+      pyrepl group import /dev/nvme0n1p3
+    """
+    path = local(journal)
+    assert path is not None
+    _show(node.import_group(path, resume=resume, force=force).status(), as_json=as_json)
+
+
+@group.command()
+@click.argument("group", type=GROUP)
+@force_option
+@asks_daemon
+def delete(node: RemoteNode, group: str, force: bool) -> None:
+    """The group is no more at this node: its journal is made unreadable, files that the node made for it are removed.
+
+    Devices that were given keep what is on them. Other sites are not told, and keep their copies.
+
+    \b
+    Example:
+      pyrepl group delete test --force
+    """
+    stores = len(node.group(group).status().get("stores") or ())
+    destroys(f"group {group} with {stores} stores and its journal are lost at this node", force=force)
+    node.delete_group(group, force=force)
+    click.echo(f"group {group}: deleted")
+
+
+@group.command()
+@click.argument("group", type=GROUP)
+@click.option("--force", is_flag=True, help="Although it cannot take over then, until it is consistent again.")
+@json_option
+@asks_daemon
+def unprotect(node: RemoteNode, group: str, force: bool, as_json: bool) -> None:
+    """A secondary gives its protective snapshot up: the last consistent state, which it keeps while it is
+    resynchronized, and to which a takeover goes back.
+
+    Its space is given back. None is kept again until this secondary is consistent. It is also how a resync goes on
+    that stands still because there is no room for the snapshot.
+
+    \b
+    Example:
+      pyrepl group unprotect db --force
+    """
+    found = node.group(group)
+    status = found.status()
+    if status.get("role") == "secondary":  # a primary is refused by the engine
+        kept = status.get("protective")
+        state = f", of LSN {kept['lsn']}," if kept else ""
+        destroys(f"the protective snapshot of group {group}{state} is lost: it cannot take over here before it is "
+                 f"consistent again", force=force)
+    found.unprotect()
+    _show(found.status(), as_json=as_json)
+
+
+@group.command("list")
+@json_option
+@asks_daemon
+def list_(node: RemoteNode, as_json: bool) -> None:
+    """The groups of the node.
+
+    \b
+    Example:
+      pyrepl group list --json | jq -r '.groups[].name'
+    """
+    groups = node.status()["groups"]
+    if as_json:
+        from pyrepl.cli import output, reports
+
+        output.write(output.GroupList(groups=[reports.group(one) for one in groups]))
+        return
+    rows = []
+    for one in groups:
+        stores = one.get("stores") or []
+        volumes = [store for store in stores if store["kind"] == "volume"]
+        size = sum(store["size"] for store in volumes)
+        rows.append([one["group"], one.get("role"), one["state"], len(volumes), len(stores) - len(volumes),
+                     len(one["links"]), sizes.human(size)])
+    tables.show(["GROUP", "ROLE", "STATE", "VOLUMES", "SNAPSHOTS", "LINKS", "SIZE"], rows, none="no groups")
+
+
+@group.command()
+@click.argument("group", type=GROUP)
+@json_option
+@asks_daemon
+def show(node: RemoteNode, group: str, as_json: bool) -> None:
+    """All that is known of one group: journal, positions, stores, links.
+
+    \b
+    Example:
+      pyrepl group show db
+    """
+    _show(node.group(group).status(), as_json=as_json)
+
+
+@group.command("set")
+@click.argument("group", type=GROUP)
+@click.option("--delay", type=sizes.limit_seconds, required=True, metavar="SECONDS",
+              help="Of what arrives at this site while it is a secondary, until it is performed; none: at once.")
+@asks_daemon
+def set_(node: RemoteNode, group: str, delay: float) -> None:
+    """Changes what is chosen for a group at this site, while it works. It holds at once, and over restarts.
+
+    With a delay this site holds everything durably at once, and performs it later: until then its stores, read through
+    an export, are what they were. So an operator's mistake at the primary can be looked at here as it was before. A
+    takeover performs everything first. When the journal fills the delay is shortened, and status says so.
+
+    \b
+    Example:
+      pyrepl group set db --delay 1h
+      pyrepl group set db --delay none
+    """
+    changed = node.group(group)
+    changed.set_delay(delay)
+    seconds = changed.delay
+    what = f"performs what arrives {sizes.duration(seconds)} after it was written" if seconds else (
+        "performs what arrives at once")
+    click.echo(f"group {group}: while it is a secondary this site {what}")
+
+
+def _show(status: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        from pyrepl.cli import output, reports
+
+        output.write(output.GroupShow(group=reports.group(status)))
+    else:
+        click.echo("\n".join([*headline.lines(status), *headline.detail(status)]))

@@ -1,0 +1,174 @@
+"""Verbs that make an operation: how long they wait for it, what they say of it, and what they lose.
+
+Decides the options that all of them have, and that what destroys something says what, and wants ``--force``. What an
+operation means is in ``pyrepl.operations``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyrepl.cli import sizes
+from pyrepl.errors import PeerError, UsageError
+
+if TYPE_CHECKING:
+    from pyrepl.remote import RemoteOperationResult
+
+
+DIFFERENT = 1  # exit status: a comparison has found a difference
+SHOWN = 10  # extents of a link, for people
+
+
+def json_option(function: Any) -> Any:
+    """The option ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")(function)
+
+
+def force_option(function: Any) -> Any:
+    """The option ``--force``."""
+    return click.option("--force", is_flag=True, help="Do it although something will be lost.")(function)
+
+
+def operation_options(function: Any) -> Any:
+    """What every verb that makes an operation takes: ``--no-wait``, ``--timeout``, ``--json``."""
+    for option in (
+        click.option("--no-wait", is_flag=True, help="End when it has its place in the order."),
+        click.option("--timeout", type=sizes.seconds, help="Seconds to wait until it is performed here."),
+        json_option,
+    ):
+        function = option(function)
+    return function
+
+
+def early_option(function: Any) -> Any:
+    """``--early``."""
+    return click.option(
+        "--early", is_flag=True, help="Secondaries that are connected perform it first, then this site."
+    )(function)
+
+
+def verify_option(function: Any) -> Any:
+    """The option ``--verify``."""
+    return click.option(
+        "--verify", is_flag=True, help="Compare the result with that of every secondary; what differs is copied."
+    )(function)
+
+
+def destroys(loss: str, *, force: bool, unless: str = "") -> None:
+    """Stops a verb that would lose something, unless that is wanted.
+
+    Args:
+        loss: what will be lost, as a sentence without its full stop.
+        force: it is wanted.
+        unless: what would keep it.
+
+    Raises:
+        UsageError: nothing was changed.
+    """
+    if not force:
+        keep = f"; to keep it: {unless}" if unless else ""
+        raise UsageError(f"{loss}: give --force if that is meant{keep}")
+
+
+def tell(result: RemoteOperationResult, group: str, what: str, *, as_json: bool, image: bool = False) -> None:
+    """What became of an operation, on standard output. Of one whose result is compared the exit status says what was
+    found, as of ``pyrepl verify``.
+
+    Args:
+        result: of the operation.
+        group: its group.
+        what: what it is, for people: "snapshot monday of db/data".
+        image: its data come from an image, which a secondary may lack.
+    """
+    compared = result.verification
+    links: dict[str, Any] = compared["links"] if compared is not None else {}
+    region = compared["region_size"] if compared is not None else 0
+    if as_json:
+        from pyrepl.cli import output, reports
+
+        output.write(
+            output.Operation(
+                group=group,
+                kind=result.kind,
+                lsn=result.lsn,
+                state="performed" if result.state == "performed" else "admitted",
+                created=sorted(result.created),
+                bytes_changed=result.bytes_changed,
+                bytes_avoided=result.bytes_avoided,
+                members=[
+                    output.Member(kind=one.kind, bytes_changed=one.bytes_changed, created=sorted(one.created),
+                                  digest=_hex(one.digest), failed=one.failed or None)
+                    for one in result.members
+                ],
+                digest=_hex(result.digest),
+                failed=result.failed or None,
+                verified=[reports.verified(*link, region) for link in links.items()] if compared else None,
+            )
+        )
+        end_compared(links)
+        return
+    line = f"{what}: {result.state} at LSN {result.lsn}"
+    if result.bytes_changed and not shows_only(result.kind, [member.kind for member in result.members]):
+        line += f", {sizes.human(result.bytes_changed)} changed"
+        if result.bytes_avoided:
+            line += f", {sizes.human(result.bytes_avoided)} kept off the links"
+            line += " of secondaries that have the image" if image else ""
+    if result.digest:
+        line += f", digest {result.digest.hex()}"
+    click.echo(line)
+    for number, failed in enumerate([member.failed for member in result.members] or [result.failed], 1):
+        if failed:
+            which = f"operation {number} of the set" if result.members else "it"
+            click.echo(f"{which} has failed, and changed nothing at any site: {failed}")
+    for name, one in links.items():
+        click.echo("\n".join(compared_lines(name, one, region)))
+    end_compared(links)
+
+
+def shows_only(kind: str, members: list[str]) -> bool:
+    """Whether an operation only makes snapshots: nothing that was there is another then, and nobody would send it."""
+    return {kind, *members} <= {"snapshot", "set"} and (kind == "snapshot" or bool(members))
+
+
+def _hex(digest: bytes | None) -> str | None:
+    return digest.hex() if digest else None
+
+
+def end_compared(links: dict[str, Any]) -> None:
+    """Ends the command as a comparison with these links ended: with 1 if there was a difference, with 8 if one could
+    not be compared."""
+    if any(one["extents"] for one in links.values()):
+        click.get_current_context().exit(DIFFERENT)
+    if any(one["state"] == "failed" for one in links.values()):
+        click.get_current_context().exit(PeerError.exit_status)
+
+
+def compared_lines(name: str, one: dict[str, Any], region: int) -> list[str]:
+    """What the comparison with one link found, for people."""
+    different = sizes.human(one["regions_different"] * region)
+    match one["state"]:
+        case "equal":
+            text = "equal"
+        case "repaired":
+            text = f"{different} differed, and are repaired"
+        case "different":
+            text = f"{different} differ"
+        case "comparing":
+            text = "being compared"
+        case _:
+            text = f"not compared: {one['reason']}"
+            if one["regions_different"]:
+                text = f"{different} differ, the rest is {text}"
+    if one["reason"] and one["state"] != "failed":
+        text += f" ({one['reason']})"
+    figures = [f"{sizes.human(one['regions_compared'] * region)} compared"]
+    if one["regions_known_to_differ"]:
+        figures.append(f"{sizes.human(one['regions_known_to_differ'] * region)} still to be copied anyway")
+    figures += [f"{sizes.human(one['bytes_on_wire'])} of digests on the link", f"{one['seconds']:.1f} s"]
+    lines = [f"  {name}: {text}; {', '.join(figures)}"]
+    lines += [f"    {e['store']}: {sizes.human(e['length'])} from {e['offset']} on" for e in one["extents"][:SHOWN]]
+    if len(one["extents"]) > SHOWN:
+        lines.append("    and more: --json has them")
+    return lines

@@ -1,0 +1,113 @@
+"""``pyrepl set``: several operations at one point of the order, all of them or none.
+
+Decides how a member is written on the command line. What it means, and which can stand together, is the API's.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pyrepl.cli import sizes
+from pyrepl.cli.connection import asks_daemon
+from pyrepl.cli.names import GROUP, within
+from pyrepl.cli.outcome import destroys, force_option, operation_options, tell
+from pyrepl.errors import UsageError
+
+if TYPE_CHECKING:
+    from pyrepl.remote import RemoteNode
+    from pyrepl.remote.sets import RemoteUnorderedSet
+
+# Verb -> words after it: a store of the group, the name of a new one, or a size; those in brackets may be left out.
+FORMS = {
+    "snapshot": "STORE NAME",
+    "clone": "STORE NAME",
+    "restore": "VOLUME SNAPSHOT [OFFSET LENGTH]",
+    "refresh": "SNAPSHOT",
+    "synchronize": "STORE SOURCE",
+    "copy-range": "SOURCE STORE OFFSET LENGTH",
+    "resize": "VOLUME SIZE",
+    "remove": "VOLUME",
+    "delete": "SNAPSHOT",
+}
+LOSES = ("restore", "refresh", "synchronize", "copy-range", "remove")
+
+
+@click.command("set")
+@click.argument("group", type=GROUP)
+@click.argument("members", nargs=-1, required=True, metavar="MEMBER...")
+@force_option
+@operation_options
+@asks_daemon
+def set_(
+    node: RemoteNode, group: str, members: tuple[str, ...], force: bool, no_wait: bool, timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Several operations at one point of the order: all of them, or none; at every secondary too.
+
+    Each MEMBER is one word of the shell: "snapshot STORE NAME", "clone STORE NAME", "restore VOLUME SNAPSHOT [OFFSET
+    LENGTH]", "refresh SNAPSHOT", "synchronize STORE SOURCE", "copy-range SOURCE STORE OFFSET LENGTH", "resize VOLUME
+    SIZE", "remove VOLUME" or "delete SNAPSHOT". They have no order among themselves: a store that one of them changes
+    may not be used by another.
+
+    \b
+    Example:
+      pyrepl set db "snapshot data before" "snapshot logs logs-before"
+      pyrepl set db "restore data monday" "restore logs logs-monday" --force
+    """
+    chosen = [_Member(group, text) for text in members]
+    lost = [f"{one.target} ({one.verb})" for one in chosen if one.verb in LOSES]
+    if lost:
+        keep = f"pyrepl snapshot create {group} NAME"
+        destroys(f"what these hold now is lost: {', '.join(lost)}", force=force, unless=keep)
+    found = node.group(group)
+    with found.unordered(wait=not no_wait, timeout=timeout) as ops:
+        for one in chosen:
+            one.add(ops, force)
+    tell(ops.result, group, f"set of {len(chosen)} operations of {group}", as_json=as_json)
+
+
+class _Member:
+    """One of them, as it was written."""
+
+    def __init__(self, group: str, text: str) -> None:
+        self.text = text
+        try:
+            self.verb, *self.words = shlex.split(text) or [""]
+        except ValueError as error:
+            raise UsageError(f"{text!r}: {error}") from None
+        form = FORMS.get(self.verb)
+        if form is None:
+            raise UsageError(f"{text!r} is no operation that can be in a set: it begins with {', '.join(FORMS)}")
+        kinds = form.replace("[", "").replace("]", "").split()
+        least = len(form.partition("[")[0].split())
+        if len(self.words) not in (least, len(kinds)):
+            raise UsageError(f"{text!r}: write {self.verb} {form}")
+        self.values: list[Any] = [self._value(group, kind, word) for kind, word in zip(kinds, self.words, strict=False)]
+
+    @property
+    def target(self) -> str:
+        """The store that is changed."""
+        return str(self.values[1] if self.verb == "copy-range" else self.values[0])
+
+    def add(self, ops: RemoteUnorderedSet, force: bool) -> None:
+        """It becomes a member."""
+        values = self.values
+        if self.verb == "restore":
+            ops.restore(values[0], values[1], extent=(values[2], values[3]) if values[2:] else None)
+        elif self.verb in ("resize", "remove"):
+            call: Callable[..., None] = getattr(ops, self.verb)
+            call(*values, force=force)
+        else:
+            getattr(ops, self.verb.replace("-", "_"))(*values)
+
+    def _value(self, group: str, kind: str, word: str) -> str | int:
+        if kind in ("OFFSET", "LENGTH", "SIZE"):
+            try:
+                return sizes.size(word)
+            except click.BadParameter as error:
+                raise UsageError(f"{self.text!r}: {error.message}") from None
+        return word if kind == "NAME" else within(group, word)

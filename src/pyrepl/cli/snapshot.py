@@ -1,0 +1,177 @@
+"""``pyrepl snapshot``: snapshots of stores and of whole groups, as operations in the order of the writes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pyrepl.cli.connection import asks_daemon, local
+from pyrepl.cli.names import DELETABLE, GROUP, SNAPSHOT, STORE, STORE_OR_GROUP, Named
+from pyrepl.cli.outcome import destroys, early_option, force_option, json_option, operation_options, tell, verify_option
+from pyrepl.cli.stores import list_stores
+
+if TYPE_CHECKING:
+    from pyrepl.remote import RemoteNode, RemoteSnapshot
+    from pyrepl.remote.kept import RemoteKeptSnapshot
+
+
+@click.group()
+def snapshot() -> None:
+    """Snapshots: a store as it was at one point of the order. They can be read, written, refreshed, cloned.
+
+    A snapshot costs nothing when it is made and moves no data over the links. It is named GROUP/SNAPSHOT.
+
+    \b
+    Example:
+      pyrepl snapshot create db/data monday
+      pyrepl volume restore db/data monday --force
+    """
+
+
+@snapshot.command()
+@click.argument("store", type=STORE_OR_GROUP)
+@click.argument("name")
+@early_option
+@verify_option
+@operation_options
+@asks_daemon
+def create(
+    node: RemoteNode, store: Named, name: str, early: bool, verify: bool, no_wait: bool,
+    timeout: float | None, as_json: bool
+) -> None:
+    """A snapshot NAME of a store; or of all volumes of a group at one point, named VOLUME-NAME.
+
+    \b
+    Example:
+      pyrepl snapshot create db/data monday
+      pyrepl snapshot create db monday          # db/data-monday, db/logs-monday: one LSN
+    """
+    group = node.group(store.group)
+    if store.name:
+        made = group.store(store.name).snapshot(name, verify=verify, early=early, wait=not no_wait, timeout=timeout)
+        assert made.result is not None
+        tell(made.result, store.group, f"snapshot {store.group}/{name} of {store}", as_json=as_json)
+        return
+    if early:
+        raise click.UsageError("--early is of one store: name it GROUP/STORE")
+    result = group.snapshot(name, verify=verify, wait=not no_wait, timeout=timeout)
+    names = ", ".join(f"{store.group}/{one}" for one in sorted(result.created))
+    tell(result, store.group, f"snapshots {names}", as_json=as_json)
+
+
+@snapshot.command("list")
+@click.argument("group", type=GROUP, required=False)
+@json_option
+@asks_daemon
+def list_(node: RemoteNode, group: str | None, as_json: bool) -> None:
+    """The snapshots of a group, or of all groups, oldest first; then those that this site alone keeps.
+
+    \b
+    Example:
+      pyrepl snapshot list db
+    """
+    list_stores(node, group, "snapshot", as_json=as_json)
+
+
+@snapshot.command()
+@click.argument("snapshot", type=SNAPSHOT)
+@force_option
+@verify_option
+@operation_options
+@asks_daemon
+def refresh(
+    node: RemoteNode, snapshot: Named, force: bool, verify: bool, no_wait: bool,
+    timeout: float | None, as_json: bool
+) -> None:
+    """The snapshot shows what its origin shows now; what it showed before is lost.
+
+    \b
+    Example:
+      pyrepl snapshot refresh db/nightly --force
+    """
+    target = _snapshot(node, snapshot)
+    destroys(f"snapshot {snapshot}: the content that it has now is lost", force=force,
+             unless=f"pyrepl snapshot create {snapshot} NAME")
+    result = target.refresh(verify=verify, wait=not no_wait, timeout=timeout)
+    tell(result, snapshot.group, f"snapshot {snapshot} refreshed", as_json=as_json)
+
+
+@snapshot.command()
+@click.argument("store", type=STORE)
+@click.argument("name")
+@click.option("--device", type=click.Path(), help="For the new volume, at this site; at least as long as the store.")
+@verify_option
+@operation_options
+@asks_daemon
+def clone(
+    node: RemoteNode, store: Named, name: str, device: str | None, verify: bool, no_wait: bool,
+    timeout: float | None, as_json: bool
+) -> None:
+    """A new volume NAME with the content of a snapshot, or of a volume; no data move over the links.
+
+    \b
+    Example:
+      pyrepl snapshot clone db/monday test
+      pyrepl snapshot clone db/monday test --device /dev/sdd
+    """
+    source = node.group(store.group).store(store.name)
+    made = source.clone(name, device=local(device), verify=verify, wait=not no_wait, timeout=timeout)
+    assert made.result is not None
+    tell(made.result, store.group, f"volume {store.group}/{name} cloned from {store}", as_json=as_json)
+
+
+@snapshot.command()
+@click.argument("snapshot", type=DELETABLE)
+@force_option
+@operation_options
+@asks_daemon
+def delete(
+    node: RemoteNode, snapshot: Named, force: bool, no_wait: bool, timeout: float | None, as_json: bool
+) -> None:
+    """The snapshot leaves the group, at every site.
+
+    Snapshots that were made of it keep their content, but can then not be refreshed; that wants --force. So does a
+    snapshot that this site alone keeps (lost-GENERATION): what it shows is nowhere else.
+
+    \b
+    Example:
+      pyrepl snapshot delete db/monday
+    """
+    kept = {one.name: one for one in node.group(snapshot.group).kept}.get(snapshot.name)
+    if kept is not None:
+        destroys(f"snapshot {snapshot} is kept by this site alone: what it shows is lost", force=force)
+        kept.delete()
+        _forgotten(kept, as_json=as_json)
+        return
+    target = _snapshot(node, snapshot)
+    stores = node.group(snapshot.group).status()["stores"]
+    held = [store["name"] for store in stores if store["kind"] == "snapshot" and store["origin"] == snapshot.name]
+    if held:
+        destroys(f"snapshot {snapshot} is the origin of {', '.join(held)}, which could not be refreshed any more",
+                 force=force)
+    result = target.delete(wait=not no_wait, timeout=timeout)
+    tell(result, snapshot.group, f"snapshot {snapshot} deleted", as_json=as_json)
+
+
+def _forgotten(kept: RemoteKeptSnapshot, *, as_json: bool) -> None:
+    if as_json:
+        from pyrepl.cli import output
+
+        output.write(output.KeptDeleted(group=kept.group.name, snapshot=kept.name))
+        return
+    click.echo(f"snapshot {kept.group.name}/{kept.name} is kept no longer")
+
+
+def _snapshot(node: RemoteNode, named: Named) -> RemoteSnapshot:
+    """The snapshot of that name.
+
+    Raises:
+        Refused: it is a volume.
+    """
+    from pyrepl.errors import Refused
+
+    found = node.group(named.group).store(named.name)
+    if found.kind != "snapshot":
+        raise Refused(f"{named} is a {found.kind}, not a snapshot: see pyrepl {found.kind} --help", reason="kind")
+    return found  # type: ignore[return-value]

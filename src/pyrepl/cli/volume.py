@@ -1,0 +1,202 @@
+"""``pyrepl volume``: volumes of a group, as operations in the order of its writes. Their data: cli.data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pyrepl.cli import sizes
+from pyrepl.cli.connection import asks_daemon, local
+from pyrepl.cli.data import compare, read, write
+from pyrepl.cli.names import GROUP, VOLUME, Named, offer_in, within
+from pyrepl.cli.outcome import destroys, early_option, force_option, json_option, operation_options, tell, verify_option
+from pyrepl.cli.rewind import rewind
+from pyrepl.cli.stores import list_stores
+
+if TYPE_CHECKING:
+    from pyrepl.remote import RemoteNode
+
+
+@click.group()
+def volume() -> None:
+    """Volumes: what applications read and write.
+
+    A volume is named GROUP/VOLUME. What changes it is an operation: it has its place in the order of the group's
+    writes, and is performed at every secondary at exactly that place.
+
+    \b
+    Example:
+      pyrepl volume add db/data --device /dev/sdb
+      pyrepl volume list db
+    """
+
+
+for command in (read, write, compare, rewind):
+    volume.add_command(command)
+
+
+@volume.command()
+@click.argument("volume", type=VOLUME)
+@click.option("--device", type=click.Path(), help="A block device or an existing file. What it holds stays.")
+@click.option("--size", type=sizes.size, help="Whole regions. Without it: the size of the device, rounded down.")
+@click.option("--zero", is_flag=True, help="The volume shows zeros, whatever the device holds.")
+@operation_options
+@asks_daemon
+def add(
+    node: RemoteNode, volume: Named, device: str | None, size: int | None, zero: bool, no_wait: bool,
+    timeout: float | None, as_json: bool,
+) -> None:
+    """A volume enters the group: on a device of its own, or in a sparse file of the node.
+
+    Without --device the node makes a sparse file, and --size says how long it is. With --zero the device's content is
+    hidden and need not be copied to the secondaries. At a secondary that is not paired yet this prepares the volume
+    that the primary has under the same name and size; once it is paired, volumes come from the primary.
+
+    \b
+    Example:
+      pyrepl volume add db/data --device /dev/sdb
+      pyrepl volume add db/scratch --size 10G
+    """
+    group = node.group(volume.group)
+    made = group.add_volume(volume.name, local(device), size=size, zero=zero, wait=not no_wait, timeout=timeout)
+    if made.result is not None:
+        tell(made.result, volume.group, f"volume {volume} added", as_json=as_json)
+    else:
+        click.echo(f"volume {volume} prepared: {sizes.human(made.size)}, waiting for its primary")
+
+
+@volume.command("list")
+@click.argument("group", type=GROUP, required=False)
+@json_option
+@asks_daemon
+def list_(node: RemoteNode, group: str | None, as_json: bool) -> None:
+    """The volumes of a group, or of all groups.
+
+    \b
+    Example:
+      pyrepl volume list
+      pyrepl volume list db --json
+    """
+    list_stores(node, group, "volume", as_json=as_json)
+
+
+@volume.command()
+@click.argument("volume", type=VOLUME)
+@force_option
+@operation_options
+@asks_daemon
+def remove(
+    node: RemoteNode, volume: Named, force: bool, no_wait: bool, timeout: float | None, as_json: bool
+) -> None:
+    """The volume leaves the group, at every site. Its snapshots stay and keep their content.
+
+    What a device holds stays on it, but is nothing that the group knows of; a sparse file of the node is deleted.
+
+    \b
+    Example:
+      pyrepl volume remove db/scratch --force
+    """
+    target = node.group(volume.group).volume(volume.name)
+    loss = f"volume {volume} ({sizes.human(target.size)}) leaves the group; what no snapshot holds is lost"
+    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
+    result = target.remove(force=force, wait=not no_wait, timeout=timeout)
+    tell(result, volume.group, f"volume {volume} removed", as_json=as_json)
+
+
+@volume.command()
+@click.argument("volume", type=VOLUME)
+@click.argument("size", type=sizes.size)
+@force_option
+@verify_option
+@operation_options
+@asks_daemon
+def resize(
+    node: RemoteNode, volume: Named, size: int, force: bool, verify: bool, no_wait: bool,
+    timeout: float | None, as_json: bool
+) -> None:
+    """The volume becomes SIZE long; what is added reads as zeros, what is cut off is lost.
+
+    SIZE is whole regions of the group (64 KiB, unless it was made otherwise), and not longer than the device.
+
+    \b
+    Example:
+      pyrepl volume resize db/data 2T
+    """
+    target = node.group(volume.group).volume(volume.name)
+    before = target.size
+    if size < before:
+        loss = f"volume {volume} would lose its last {sizes.human(before - size)}"
+        destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
+    result = target.resize(size, force=force, verify=verify, wait=not no_wait, timeout=timeout)
+    tell(result, volume.group, f"volume {volume} resized to {sizes.human(size)}", as_json=as_json)
+
+
+@volume.command()
+@click.argument("volume", type=VOLUME)
+@click.argument("snapshot", shell_complete=offer_in("snapshot", "image"))
+@click.option("--offset", type=sizes.size, help="Restore from here on only; a multiple of the region size.")
+@click.option("--length", type=sizes.size, help="Restore so much only; a multiple of the region size.")
+@force_option
+@early_option
+@verify_option
+@operation_options
+@asks_daemon
+def restore(
+    node: RemoteNode, volume: Named, snapshot: str, offset: int | None, length: int | None, force: bool, early: bool,
+    verify: bool, no_wait: bool, timeout: float | None, as_json: bool,
+) -> None:
+    """The volume shows again what SNAPSHOT shows, at once; no data move over the links.
+
+    SNAPSHOT may be an image too (pyrepl image). What was written to the volume since is lost, unless a snapshot holds
+    it. Programs that use the volume must not have it open: their caches know nothing of the restore.
+
+    \b
+    Example:
+      pyrepl snapshot create db/data before-restore
+      pyrepl volume restore db/data monday --force
+    """
+    target = node.group(volume.group).volume(volume.name)
+    part = offset is not None or length is not None
+    first = offset or 0
+    count = length if length is not None else target.size - first
+    what = f"{sizes.human(count)} of volume {volume} from {first} on" if part else f"volume {volume}"
+    source = within(volume.group, snapshot)
+    image = _is_image(node, volume.group, source)
+    held = "what it holds now" if image else f"what was written since snapshot {snapshot!r}"
+    loss = f"{what}: {held} is lost"
+    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
+    result = target.restore(
+        source, extent=(first, count) if part else None, verify=verify, early=early, wait=not no_wait, timeout=timeout
+    )
+    tell(result, volume.group, f"{what} restored from {source}", as_json=as_json, image=image)
+
+
+@volume.command()
+@click.argument("volume", type=VOLUME)
+@click.argument("source", shell_complete=offer_in("volume", "snapshot", "image"))
+@force_option
+@verify_option
+@operation_options
+@asks_daemon
+def synchronize(
+    node: RemoteNode, volume: Named, source: str, force: bool, verify: bool, no_wait: bool,
+    timeout: float | None, as_json: bool
+) -> None:
+    """The volume becomes equal to SOURCE, a store or image of the same group and size; no data move over the links.
+
+    \b
+    Example:
+      pyrepl volume synchronize db/test data --force
+    """
+    target = node.group(volume.group).volume(volume.name)
+    loss = f"volume {volume} becomes equal to {source!r}, and what it holds now is lost"
+    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
+    name = within(volume.group, source)
+    image = _is_image(node, volume.group, name)
+    result = target.synchronize(name, verify=verify, wait=not no_wait, timeout=timeout)
+    tell(result, volume.group, f"volume {volume} synchronized from {source}", as_json=as_json, image=image)
+
+
+def _is_image(node: RemoteNode, group: str, name: str) -> bool:
+    return any(one["name"] == name for one in node.group(group).status().get("images") or ())

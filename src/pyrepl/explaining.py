@@ -1,0 +1,139 @@
+"""What an operation would change and cost, before it is made; nothing is changed by asking.
+
+Decides when that is looked at: as of the journal's end when the question comes, once all of it is performed here. What
+an operation changes here is told by the source maps, what it costs on a link by ``forecast``. It is an answer about
+now: what is written or copied meanwhile can make it cheaper or dearer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pyrepl import operations
+from pyrepl.catalog import VOLUME, Catalog
+from pyrepl.errors import NotFound, Refused, UsageError
+from pyrepl.operations import Operation
+from pyrepl.site import STRICT
+from pyrepl.unordered import Collected
+
+if TYPE_CHECKING:
+    from pyrepl.attachment import Attachment
+    from pyrepl.forecast import Cost, Forecast
+    from pyrepl.group import Group
+    from pyrepl.volume import Volume
+
+TRIES = 8  # the journal drops what a forecast is about to read: so often it begins again
+
+
+class Explanation(Collected):
+    """Made by :meth:`Group.explain`: what one operation, or several as an unordered set, would change and cost."""
+
+    def __init__(self, group: Group, *, timeout: float | None) -> None:
+        super().__init__(group, timeout=timeout)
+        self._result: dict[str, Any] | None = None
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What it would change and cost; see :meth:`Group.explain`.
+
+        Raises:
+            UsageError: the block has not ended yet, or not well.
+        """
+        if self._result is None:
+            raise UsageError("what operations would cost is known when their with block has ended, and not before")
+        return self._result
+
+    def add_volume(self, name: str, *, size: int, zero: bool = True) -> None:
+        """See :meth:`Group.add_volume`. ``zero``: it shows zeros, as one without a device does; False: it is on a
+        device, whose content the secondaries do not have."""
+        self._add(lambda catalog: operations.add_volume(
+            catalog, name, size, zero=zero, region_size=self._group.region_size))
+
+    def snapshot_all(self, name: str, *, volumes: list[Volume | str] | None = None) -> None:
+        """See :meth:`Group.snapshot`."""
+        def make(catalog: Catalog) -> Operation:
+            chosen = volumes if volumes is not None else [entry.name for entry in catalog if entry.kind == VOLUME]
+            origins = [self._name(volume, catalog) for volume in chosen]
+            return operations.snapshot(catalog, origins, [f"{origin}-{name}" for origin in origins])
+
+        self._add(make)
+
+    def mark(self, name: str, payload: bytes = b"") -> None:
+        """See :meth:`Group.mark`."""
+        self._add(lambda _: operations.mark(name, payload))
+
+    def __enter__(self) -> Explanation:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if not self._open:
+            return
+        self._open = False
+        if kind is None:
+            self._result = explain(self._group, self._makers, self._timeout)
+
+
+def explain(group: Group, makers: list[Callable[[Catalog], Operation]], timeout: float | None) -> dict[str, Any]:
+    """See :meth:`Group.explain`."""
+    lsn = group.wait(timeout=timeout)
+    try:
+        return _explain(group, makers, lsn)
+    except Exception as error:
+        raise group.failure(error, f"group {group.name!r}: explaining an operation") from error
+
+
+def _explain(group: Group, makers: list[Callable[[Catalog], Operation]], lsn: int) -> dict[str, Any]:
+    site = group.site
+    catalog = site.end.catalog.copy()
+    operation = makers[0](catalog) if len(makers) == 1 else operations.unordered(catalog, makers)
+    if site.ordering == STRICT and isinstance(operation, operations.Set):
+        raise Refused(
+            f"group {group.name!r} was made with ordering='strict', and refuses a set: ask for one operation",
+            reason="ordering",
+        )
+    effects = operation.effects(group.region_size)
+    try:
+        changed = int(site.exclusive(lambda: site.shelf.count_changed(effects))) * group.region_size
+    except KeyError as error:
+        raise NotFound(f"store {error} was deleted meanwhile, or is not made yet: ask again") from error
+    return {
+        "lsn": lsn,
+        "kind": operation.kind,
+        "bytes_changed": changed,
+        "links": [_on_link(group, link, operation, lsn, changed) for link in group.links],
+    }
+
+
+def _on_link(group: Group, link: Attachment, operation: Operation, lsn: int, changed: int) -> dict[str, Any]:
+    status = link.status()
+    cost = _cost(link, operation, lsn)
+    size = group.region_size
+    return {
+        "name": link.name,
+        "state": status["state"],
+        "consistent": status["consistent"],
+        "performed_as": cost.performed_as,
+        "command_bytes": cost.command_bytes,
+        "lag_bytes": status["lag_bytes"],
+        "divergent_bytes": cost.before * size,
+        "divergent_bytes_after": cost.after * size,
+        "bytes_added": cost.added * size,
+        "bytes_removed": cost.removed * size,
+        "bytes_avoided": changed,
+    }
+
+
+def _cost(link: Attachment, operation: Operation, lsn: int) -> Cost:
+    for _ in range(TRIES):
+        forecast: Forecast = link.forecast()
+        try:
+            forecast.reach(lsn)
+        except LookupError:
+            continue
+        return forecast.cost(operation)
+    raise Refused(
+        f"the journal drops what link {link.name!r} lacks faster than it is read: ask again",
+        reason="busy",
+        retryable=True,
+    )

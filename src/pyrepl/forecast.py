@@ -1,0 +1,123 @@
+"""What a secondary will be like when everything up to a certain event has been performed there, and what an operation
+would change of that.
+
+Goes from what is known of it now through backlog and journal, by the same effects that the stream has (``knowledge``),
+on copies: nothing is changed. What is copied meanwhile is not foreseen, so a link that copies may come to differ in
+less than is said here. Decides what an operation costs on a link. Must not know when that is asked (``explaining``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pyrepl import operations
+from pyrepl._core import batch, layout
+from pyrepl.knowledge import Knowledge, Performed, Piece, Skipped, kept_operation
+from pyrepl.operations import Operation
+from pyrepl.protocol.frames import HEADER
+
+COMMAND, DATA = PERFORMED_AS = ("command", "data")
+
+
+class Cost(NamedTuple):
+    """Of an operation on one link.
+
+    Attributes:
+        performed_as: "command", or "data": its result is copied with everything else.
+        command_bytes: of its frame on the wire; 0 for data.
+        before: regions that differ at the secondary where the operation would stand.
+        after: the same once it is performed at both sites.
+        added: of those, the regions that differ because of it, and are copied.
+        removed: the regions that do not differ any more because of it, and are not.
+    """
+
+    performed_as: str
+    command_bytes: int
+    before: int
+    after: int
+    added: int
+    removed: int
+
+
+class Forecast:
+    """Of one secondary.
+
+    Args:
+        site: the engine of the group.
+        knowledge: of the secondary when all that was sent has arrived; it is this object's own.
+        backlog: what follows it and the journal has dropped; its own, too.
+        paired: whether there ever was a secondary. One that comes later may begin where the journal ends then.
+    """
+
+    def __init__(self, site: Any, knowledge: Knowledge, backlog: list[Piece], *, paired: bool) -> None:
+        self._site = site
+        self._knowledge = knowledge
+        self._backlog = backlog
+        self._paired = paired
+        self._begun_with = dict(knowledge.catalog.stores)
+        for number in knowledge.extra():  # dropped first
+            knowledge.divergence.remove(number)
+        for store in knowledge.missing():  # made first, and different everywhere then
+            knowledge.divergence.add(store.id, store.size // site.region_size, differs=True)
+
+    def reach(self, lsn: int) -> None:
+        """Goes on until everything up to ``lsn`` is performed there. Reads of the journal what is not in memory.
+
+        Raises:
+            LookupError: the journal has dropped something meanwhile: begin again.
+        """
+        knowledge, region_size = self._knowledge, self._site.region_size
+        for piece in self._backlog:
+            if piece.operation:
+                operation = kept_operation(piece.operation)
+                knowledge.take(Performed(piece.upto, piece.position, operation), region_size)
+            else:
+                knowledge.take(Skipped(piece), region_size)
+        self._backlog = []
+        while knowledge.lsn < lsn:
+            try:
+                entry = self._site.window.entry(knowledge.position)
+            except ValueError as error:
+                raise LookupError(f"the journal has dropped position {knowledge.position}") from error
+            if entry is None:
+                return
+            with entry:
+                after = entry.next_position
+                if entry.batch_kind == layout.BATCH_EVENTS:
+                    knowledge.take(knowledge.events(entry.head, entry.last_lsn, after, region_size), region_size)
+                elif entry.batch_kind == layout.BATCH_OPERATION:
+                    operation = operations.decode(bytes(entry.body))
+                    knowledge.take(Performed(entry.last_lsn, after, operation), region_size)
+                else:
+                    knowledge.position = after
+
+    def cost(self, operation: Operation) -> Cost:
+        """Of this operation where the secondary is now, which it changes nothing of."""
+        knowledge = self._knowledge.copy()
+        before = {store: regions.copy() for store, regions in knowledge.divergence.maps.items()}
+        count = knowledge.divergence.count()
+        knowledge.take(Performed(knowledge.lsn + 1, knowledge.position, operation), self._site.region_size)
+        added = removed = 0
+        after = knowledge.divergence.maps
+        for store in before.keys() | after.keys():
+            old, new = before.get(store), after.get(store)
+            if new is not None:
+                extra = new.copy()
+                if old is not None:
+                    extra.subtract(old)
+                added += extra.count()
+            if old is not None:
+                if new is not None:
+                    old.subtract(new)
+                removed += old.count()
+        performed_as = COMMAND if self._paired or knowledge.catalog.stores == self._begun_with else DATA
+        length = self._frame(operation) if performed_as == COMMAND else 0
+        return Cost(performed_as, length, count, knowledge.divergence.count(), added, removed)
+
+    def _frame(self, operation: Operation) -> int:
+        """Bytes of the frame in which it travels."""
+        site, body = self._site, operations.encode(operation)
+        return HEADER + len(
+            batch.encode(layout.BATCH_OPERATION, [(layout.OPERATION, 0, 0, body)], group=site.group_id,
+                         generation=site.lineage.generation, first_lsn=1, alignment=site.alignment)
+        )

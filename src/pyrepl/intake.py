@@ -1,0 +1,235 @@
+"""What arrives at a secondary: batches of events, operations, items and copied regions, as the stream has them.
+
+Each is appended to the journal unchanged, and to the point of the journal's end; nothing is performed here. Decides
+what must be so before it is appended (room, a name that is free, a protective snapshot, a refusal that is noted), and
+what readers are told of stores that are to come. Must not know connections (``replica``), nor how anything is
+performed (``applier``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyrepl import items, notes, operations
+from pyrepl._core import batch, layout
+from pyrepl.catalog import VOLUME, Catalog, Store, check_new_name, check_size
+from pyrepl.errors import Diverged, Refused, check
+from pyrepl.lineage import Lineage
+from pyrepl.operations import Copied, CopiedImage, Created, Deleted, Effect, Operation, Resized, Reworked
+from pyrepl.point import Point
+from pyrepl.roles import SECONDARY
+
+if TYPE_CHECKING:
+    from pyrepl.site import Site
+
+
+class Intake:
+    """Of one site. ``receive`` is called by the thread that takes in the stream, the rest by whoever pairs."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def receive(self, head: memoryview, payload: memoryview) -> int:
+        """Appends a batch that was judged and checked against the protocol, unchanged; the position after it.
+
+        Raises:
+            Refused, UsageError, NotFound, Exists: an operation that this site cannot perform; nothing was appended.
+        """
+        site = self.site
+        check(site.role == SECONDARY, "only a secondary receives")
+        try:
+            return self._receive(head, payload)
+        finally:
+            site.protective.arrived()
+
+    def _protect(self) -> None:
+        """What is about to be appended leaves the stores no earlier state of the primary (rule protect_first)."""
+        site = self.site
+        if site.end.consistent:
+            site.protective.keep()
+
+    def _receive(self, head: memoryview, payload: memoryview) -> int:
+        site = self.site
+        site.refused = ""
+        travel = batch.head(head)
+        if travel.kind == layout.BATCH_EVENTS:
+            _, after = site.window.append_received(head, payload)
+            site.end.take_events(travel.first_lsn + travel.count - 1)
+        elif travel.kind == layout.BATCH_COPIED:
+            self._protect()
+            site.protective.check_room(len(payload))
+            _, after = site.window.append_received(head, payload)
+            site.end.take_copied(travel.item)
+        else:
+            record = batch.records(head)[0]
+            body = bytes(payload[record.payload:record.payload + record.length])
+            if travel.kind == layout.BATCH_OPERATION:
+                after = self._receive_operation(head, payload, operations.decode(body), travel.first_lsn)
+            else:
+                after = self._receive_item(head, payload, items.decode(body), travel.item)
+        return after
+
+    def _receive_operation(self, head: memoryview, payload: memoryview, operation: Operation, lsn: int) -> int:
+        site = self.site
+        operation.check(site.end.catalog)
+        effects = operation.effects(site.region_size)
+        catalog = site.end.catalog.copy()
+        operation.apply(catalog)
+        operations.judge(effects, catalog, site.region_size)
+        site.reserve([e for e in effects if isinstance(e, Resized)], {}, {})
+        refused = self._refuse(effects, lsn)
+        if refused or operations.unsettles(operation):
+            self._protect()
+        if isinstance(operation, operations.Compared):
+            site.verification.announce(operation)
+        works = bool(operations.works(operation))
+        if works:
+            site.outcomes.receive(len(site.end.catalog.stores))
+        try:
+            _, after = site.window.append_received(head, payload, blocks=operation.blocks)
+        except BaseException:
+            if not refused:
+                site.gallery.redeem(effects)
+            if isinstance(operation, operations.Compared):
+                site.verification.retract(operation)
+            if works:
+                site.outcomes.done()
+            raise
+        with site.guard:  # the applier may say meanwhile what came of an earlier one
+            site.end.take_operation(operation, lsn, refused, secondary=True)
+        if works:
+            site.outcomes.received_until = after
+        site.refused = refused
+        site.expect_notes(len(site.end.catalog.stores))
+        self._announce(effects)
+        return after
+
+    def _refuse(self, effects: list[Effect], lsn: int) -> str:
+        """Why this site cannot perform what the operation copies from images: it is performed without, and the primary
+        sends the data. Empty: it can. Noted before the operation is there, and taken back if it comes again."""
+        site = self.site
+        reason, known = site.gallery.try_pledge(effects), site.refusing.get(lsn, "")
+        if reason == known:
+            return reason
+        self._set_refusing(lsn, reason)  # before the note: a checkpoint may come between
+        try:
+            if site.is_crowded():
+                raise Refused("the journal is full of what is not applied yet", reason="journal", retryable=True)
+            site.window.append_note(notes.REFUSED, notes.encode(notes.Refused(lsn, reason)))
+        except BaseException:
+            self._set_refusing(lsn, known)
+            if not reason:
+                site.gallery.redeem(effects)
+            raise
+        return reason
+
+    def _set_refusing(self, lsn: int, reason: str) -> None:
+        site = self.site
+        if reason:
+            site.refusing[lsn] = reason
+        else:
+            site.refusing.pop(lsn, None)
+
+    def _receive_item(self, head: memoryview, payload: memoryview, item: items.Item, number: int) -> int:
+        site = self.site
+        if isinstance(item, items.Make):
+            check_new_name(site.end.catalog, item.store.name)
+            check_size(item.store.size, site.region_size)
+        if isinstance(item, items.Fork) and item.lsn < site.end.lsn and site.refusing:
+            site.exclusive(site.applier.catch_up)
+        if isinstance(item, items.Fork) and item.lsn < site.end.lsn and site.refusing:
+            # Its LSNs come again.
+            raise Refused("what is left behind is not applied yet", reason="state", retryable=True)
+        if site.end.unsettles(item):
+            self._protect()
+        _, after = site.window.append_received(head, payload)
+        site.end.take_item(item, number)
+        match item:
+            case items.Fork() | items.Skip():
+                site.window.set_lsn(site.end.lsn)
+            case items.Make(info):
+                site.window.announce(info.id, info.size)
+            case items.Drop(store):
+                site.window.announce(store, 0)
+            case items.Handover(succession) if succession is not None:
+                site.roles.asked()
+        site.expect_notes(len(site.end.catalog.stores))
+        return after
+
+    def _announce(self, effects: list[Effect]) -> None:
+        site = self.site
+        for effect in effects:
+            match effect:
+                case Created(store, regions, _) | Resized(store, regions):
+                    site.window.announce(store, regions * site.region_size)
+                case Deleted(store):
+                    site.window.announce(store, 0)
+                case Copied() | CopiedImage() | Reworked():
+                    pass
+
+    # ---- before it is fed
+
+    def prepare_volume(self, name: str, size: int, path: str = "") -> int:
+        """A fresh secondary gets a volume before it is paired; durable. Its id holds until the primary gives it
+        another.
+
+        Raises:
+            Refused: the group is a primary, or paired: then volumes come by the stream.
+        """
+        site = self.site
+        return int(site.exclusive(lambda: self._prepare_volume(name, size, path)))
+
+    def _prepare_volume(self, name: str, size: int, path: str) -> int:
+        site = self.site
+        if site.role != SECONDARY or site.group_id is not None:
+            raise Refused(
+                f"group {site.name!r} is not a fresh secondary: a volume is added at the primary", reason="role"
+            )
+        catalog = site.here.catalog
+        check_new_name(catalog, name)
+        check_size(size, site.region_size)
+        if path:
+            site.shelf.placement.resize(path, size)
+        store = Store(id=catalog.next_id, name=name, kind=VOLUME, size=size)
+        effects: list[Effect] = [Created(store.id, size // site.region_size, False)]
+        placed = site.shelf.prepare(effects, {store.id: (path, False)} if path else {}, {store.id: name})
+        site.shelf.perform(effects, *placed)
+        catalog.add(store)
+        site.end = site.here.copy()
+        site.window.set_store(store.id, size, False)
+        site.expect_notes(len(catalog.stores))
+        site.checkpoint()
+        return store.id
+
+    def adopt(self, group_id: bytes, ids: dict[str, int], lineage: Lineage, lsn: int, primary: bytes) -> None:
+        """First pairing: this secondary takes over identity, store numbers, lineage and position; durable on return.
+
+        Raises:
+            Diverged: it is paired already, with another group.
+        """
+        site = self.site
+        site.exclusive(lambda: self._adopt(group_id, ids, lineage, lsn, primary))
+
+    def _adopt(self, group_id: bytes, ids: dict[str, int], lineage: Lineage, lsn: int, primary: bytes) -> None:
+        site = self.site
+        if site.group_id is not None:
+            raise Diverged(
+                f"group {site.name!r} is paired already, as {site.group_id.hex()}", group=site.group_id.hex()
+            )
+        check(set(ids) == {store.name for store in site.here.catalog}, "pairing names other volumes than there are")
+        site.applier.finish()
+        adopted = Catalog()
+        for store in site.here.catalog:
+            adopted.add(Store(id=ids[store.name], name=store.name, kind=store.kind, size=store.size))
+            site.window.drop_store(store.id)
+        site.shelf.renumber({store.id: (ids[store.name], store.size) for store in site.here.catalog})
+        site.here = Point(lsn=lsn, lineage=lineage, consistent=False, item=0, catalog=adopted)
+        site.end = site.here.copy()
+        site.group_id, site.fed_by = group_id, primary
+        site.window.set_generation(lineage.generation, group_id)
+        site.window.set_lsn(lsn)
+        state = site.window.state()
+        site.window.applied(state.applied_position, lsn)
+        for store in adopted:
+            site.window.set_store(store.id, store.size, False)
+        site.checkpoint()

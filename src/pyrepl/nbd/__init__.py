@@ -1,0 +1,1 @@
+"""The NBD server: volumes, snapshots and secondaries for programs that know nothing of pyrepl."""

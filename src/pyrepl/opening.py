@@ -1,0 +1,129 @@
+"""A group comes to be: its journal is formatted, or found and recovered.
+
+Decides what is undone when that fails, and that a group which cannot be recovered is a failed group, not an error of
+its node. What a site is made of is ``site``'s.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pyrepl._core.device import FileDevice
+from pyrepl.border import typed
+from pyrepl.errors import Corrupt, Exists
+from pyrepl.group import Group
+from pyrepl.journal import Journal
+from pyrepl.options import SiteOptions
+from pyrepl.runtime.hooks import Hook
+from pyrepl.runtime.placement import PATIENCE, FilePlacement, check_free, make_journal, open_patiently
+from pyrepl.site import Site
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+def create_group(
+    name: str,
+    journal: str,
+    *,
+    journal_size: int | None,
+    role: str,
+    ordering: str,
+    node_id: bytes,
+    folder: Path,
+    options: SiteOptions,
+    force: bool,
+    emit: Emit,
+    hooks: Sequence[Hook] = (),
+) -> Group:
+    """Formats a journal; see :meth:`Node.create_group`."""
+    made = False
+    try:
+        if journal_size is not None:
+            make_journal(journal, journal_size)
+            made = True
+        check_free(journal)
+        device = open_patiently(journal, 0.0)
+        try:
+            if not force:
+                _check_no_journal(device)
+            placement = FilePlacement(folder, alignment=options.alignment)
+            site = Site.create(
+                device,
+                name=name,
+                node_id=node_id,
+                role=role,
+                options=options,
+                placement=placement,
+                entropy=os.urandom,
+                created_ns=time.time_ns(),
+                ordering=ordering,
+            )
+        except BaseException:
+            device.close()
+            raise
+        return Group(name, site=site, placement=placement, emit=emit, hooks=hooks)
+    except BaseException as error:
+        if made:
+            os.unlink(journal)
+        if isinstance(error, Exception):
+            raise typed(error, f"making group {name!r} on {journal}", group=name) from error
+        raise
+
+
+def open_group(
+    name: str,
+    journal: str,
+    *,
+    node_id: bytes,
+    folder: Path,
+    emit: Emit,
+    adopt: bool = False,
+    ask: bool = False,
+    hooks: Sequence[Hook] = (),
+) -> Group:
+    """Recovers a group. One that cannot be is returned failed: every call raises why. ``adopt``, ``ask``: see
+    Site."""
+    placement = FilePlacement(folder, alignment=4096)
+    try:
+        device = open_patiently(journal, PATIENCE)
+        try:
+            placement = FilePlacement(folder, alignment=Journal.find(device).alignment)
+            site = Site.open(device, node_id=node_id, placement=placement, entropy=os.urandom, adopt=adopt,
+                             ask=ask)
+        except BaseException:
+            device.close()
+            raise
+        shelf = site.shelf
+        placement.sweep(
+            {place.path for place in shelf.places.values()}
+            | set(shelf.zombies.values())
+            | set(shelf.graveyard)
+            | ({shelf.scratch.path} if shelf.scratch is not None else set())
+        )
+        group = Group(name, site=site, placement=placement, emit=emit, hooks=hooks)
+        group.abandon_unfinished()
+        return group
+    except Exception as error:
+        placement.close()
+        fault = typed(error, f"opening group {name!r} on {journal}", group=name)
+        fault.__cause__ = error
+        traceback.clear_frames(error.__traceback__)  # they hold the devices that were opened so far
+        emit({"event": "group-failed", "group": name, "error": fault.code, "text": str(fault)})
+        return Group(name, site=None, placement=placement, emit=emit, fault=fault)
+
+
+def _check_no_journal(device: FileDevice) -> None:
+    with suppress(Corrupt):
+        found = Journal.find(device)
+        name = bytes(found.superblock["name"]).rstrip(b"\0").decode(errors="replace")
+        raise Exists(
+            f"{device.name} holds the journal of a group {name!r}: open the node that it belongs to, give another "
+            f"device, or use force=True to lose it",
+            device=device.name,
+        )

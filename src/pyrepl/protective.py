@@ -1,0 +1,277 @@
+"""The protective snapshot of a secondary: its last consistent state, which it keeps while it is none, and goes back to.
+
+Before the first thing arrives that leaves the stores no earlier state of the primary (``Point.unsettles``), all stores
+are kept as views, with lineage and LSN: local, in no stream. What is copied or applied afterwards leaves them alone, by
+copy before write. They go when the site is consistent again.
+
+    keep     everything that has arrived is performed, delayed or not; then one checkpoint holds the views, and nothing
+             of what is to come is in the journal (rule protect_first): a crash leaves the snapshot as a whole, or has
+             no need of it
+    drop     the note *closed*, behind the item *consistent* in the journal (rule protect_drop): what says that it is
+             gone is durable only if what makes it needless is
+    go back  the stores become what the views show, by their maps; lineage, LSN and catalog are those of the snapshot.
+             Durable with the checkpoint that makes this site a primary (rule protect_return), so it is never torn
+    give up  by command only: the views go, and none are kept until the site is consistent again
+
+Decides when there is one, and what going back to it is. Must not know who asks for that (``roles``), nor how a view is
+made (``views``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyrepl import notes
+from pyrepl.catalog import Catalog, ProtectiveSnapshot, View
+from pyrepl.errors import NotFound, Refused, check
+from pyrepl.lineage import Lineage
+from pyrepl.operations import Copied, Created, Deleted, Effect, Resized
+from pyrepl.point import Point
+from pyrepl.views import PROTECTIVE
+
+if TYPE_CHECKING:
+    from pyrepl.site import Site
+
+SPARE = 16 << 20  # bytes that a resync leaves to what else is written
+_TOKEN = b"protective"
+
+
+class Protective:
+    """Of one site. ``keep`` is called by the thread that takes in the stream, everything else between two steps."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self._record: ProtectiveSnapshot | None = None
+        self._awaited = False  # it was made, and what it is made for has not arrived yet
+
+    @property
+    def snapshot(self) -> ProtectiveSnapshot | None:
+        """What is kept now."""
+        record = self._record
+        if record is None or any(view not in self.site.views.opened for view in record.views.values()):
+            return None
+        return record
+
+    def restore(self, record: ProtectiveSnapshot | None) -> None:
+        """Becomes what a checkpoint says. Notes that follow may close its views: then there is none."""
+        self._record = record
+
+    # ---- keep
+
+    def keep(self) -> None:
+        """Something is about to arrive that leaves the stores no earlier state of the primary. Durable on return.
+
+        Raises:
+            Refused: there is no room for the snapshot, or what arrived before is held up at a mark. Nothing was done.
+        """
+        site = self.site
+        if site.end.waived:
+            return
+        # What arrives from now on finds room in the log for these views too (rule view_room).
+        site.views.promise(_TOKEN, len(site.end.catalog.stores))
+        try:
+            end = site.window.state().end_position
+            while site.exclusive(lambda: site.window.state().applied_position < end and site.step()):
+                pass
+            site.exclusive(self._keep)
+        finally:
+            site.views.withdraw(_TOKEN)
+
+    def check_room(self, length: int) -> None:
+        """So many bytes of copied regions are about to arrive: what they overwrite moves to the snapshot, and needs
+        space. The resync stands still before there is none for events.
+
+        Raises:
+            Refused: the text says what helps.
+        """
+        site, record = self.site, self.snapshot
+        if record is None:
+            return
+        state = site.window.state()
+        needed = SPARE + 2 * (length + state.end_position - state.applied_position)
+        room = site.shelf.placement.room()
+        if room < needed:
+            raise Refused(
+                f"the file system of group {site.name!r} has {room} bytes left, and the resync needs {needed}: it "
+                f"stands still. What is overwritten is kept in the protective snapshot of LSN {record.lsn}, until the "
+                f"resync is over. Free some space, or give the snapshot up: pyrepl group unprotect {site.name}",
+                reason="space",
+                retryable=True,
+            )
+
+    def keep_here(self) -> None:
+        """In the applier's step, which is about to perform something that does not come to what it came to at the
+        primary. What stands behind it in the journal was given room for these views (``outcomes``). Where there is no
+        room otherwise the site goes on without."""
+        site = self.site
+        if site.here.waived or not site.here.consistent:
+            return
+        if self.snapshot is not None:
+            self._drop()
+        stores = list(site.here.catalog)
+        try:
+            kept = site.views.open_now([store.id for store in stores], PROTECTIVE)
+        except (Refused, OSError):
+            return
+        self._enter(kept)
+
+    def arrived(self) -> None:
+        """What it was made for is in the journal, or will not come now."""
+        self._awaited = False
+
+    def _keep(self) -> None:
+        site = self.site
+        site.applier.catch_up()
+        here, end = site.here, site.end
+        if (here.lsn, here.item) != (end.lsn, end.item):
+            raise Refused(
+                f"group {site.name!r} must keep a protective snapshot before it is resynchronized, and a mark is held "
+                f"or a plug-in runs here at LSN {here.lsn + 1}: it goes on when that has ended",
+                reason="state",
+                retryable=True,
+            )
+        if not here.consistent:
+            return  # a plug-in did not come to what it is to be, just now: what was before is kept
+        if self.snapshot is not None:
+            self._drop()  # of a time before: what it was made for did not come
+        stores = list(here.catalog)
+        try:
+            kept = site.views.open_now([store.id for store in stores], PROTECTIVE)
+        except Refused as error:
+            raise Refused(
+                f"{error.text}. A protective snapshot of {len(stores)} stores must be kept before the resync; to go "
+                f"without it: pyrepl group unprotect {site.name}",
+                reason="state",
+                retryable=True,
+            ) from error
+        self._awaited = True
+        self._enter(kept)  # before what they are kept for is in the journal
+
+    def _enter(self, kept: list[View]) -> None:
+        here = self.site.here
+        self._record = ProtectiveSnapshot(
+            lineage=here.lineage.encode(),
+            lsn=here.lsn,
+            item=here.item,
+            stores=list(here.catalog),
+            next_id=here.catalog.next_id,
+            views={view.store: view.id for view in kept},
+        )
+        self.site.checkpoint()  # rule protect_first: the views, as a whole, before what they are kept for is performed
+
+    # ---- drop
+
+    def is_over(self) -> bool:
+        """Whether it is needed no more: the item *consistent* has been performed, or what it was made for did not
+        come."""
+        record, here, end = self._record, self.site.here, self.site.end
+        if record is None or self._awaited or not (here.consistent and end.consistent):
+            return False
+        return here.item > record.item or (here.lsn, here.item) == (end.lsn, end.item)
+
+    def drop(self) -> None:
+        """It is needed no more."""
+        self._drop()
+
+    def _drop(self) -> None:
+        record, self._record = self.snapshot, None
+        if record is not None:
+            self.site.views.close_these(list(record.views.values()))  # rule protect_drop: a note behind *consistent*
+
+    def give_up(self) -> None:
+        """There is none, and none is kept until this site is consistent again. Durable on return.
+
+        Raises:
+            Refused: a primary, which has none.
+        """
+        self.site.exclusive(self._give_up)
+
+    def _give_up(self) -> None:
+        site = self.site
+        if site.role != "secondary":
+            raise Refused(f"group {site.name!r} is a primary here: only a secondary keeps a protective snapshot",
+                          reason="role")
+        site.applier.catch_up()
+        self._drop()
+        site.here.waived = site.end.waived = True
+        site.checkpoint()
+
+    # ---- go back
+
+    def go_back(self) -> None:
+        """The site is what it was when the snapshot was kept, and the snapshot is gone. Everything that has arrived is
+        applied. Durable with the next checkpoint, which is the caller's next act: before it no record may be appended
+        that means something of this state.
+
+        Raises:
+            NotFound: there is none.
+        """
+        site, record = self.site, self.snapshot
+        if record is None:
+            raise NotFound(f"group {site.name!r} has no protective snapshot")
+        here, window = site.here, site.window
+        state = window.state()
+        check(here.lsn == state.applied_lsn == state.end_lsn, "what goes back has performed everything")
+        effects = self._effects(record)
+        names = {store.id: store.name for store in record.stores}
+        site.applier.free_slots(sum(isinstance(effect, Created) for effect in effects) + 1)
+        placed, scratch, scratch_size = site.shelf.prepare(effects, {}, names)
+        # Whoever reads the log later learns here that its LSNs begin again; to a start it says nothing.
+        note = notes.Returned(record.lineage, record.lsn)
+        window.make_durable(window.append_note(notes.RETURNED, notes.encode(note)))
+        site.shelf.perform(effects, placed, scratch, scratch_size)
+        for effect in effects:
+            match effect:
+                case Deleted(store):
+                    site.views.opened.pop(store, None)
+                    window.drop_store(store)
+                case Created(store, regions, _) | Resized(store, regions):
+                    window.set_store(store, regions * site.region_size, False)
+                case _:
+                    pass
+        catalog = Catalog({store.id: store for store in record.stores}, max(record.next_id, here.catalog.next_id))
+        lineage = _with_heard_of(Lineage.decode(record.lineage), here.lineage, record.lsn)
+        site.here = Point(lsn=record.lsn, lineage=lineage, consistent=True, item=here.item, catalog=catalog)
+        site.end = site.here.copy()
+        site.refusing.clear()
+        site.outcomes.surprises.clear()
+        window.set_lsn(record.lsn)
+        window.applied(window.state().applied_position, record.lsn)
+        site.expect_notes(len(catalog.stores))
+        site.applier.moving = True
+        self._record, self._awaited = None, False
+
+    def _effects(self, record: ProtectiveSnapshot) -> list[Effect]:
+        here, size = self.site.here.catalog, self.site.region_size
+        wanted = {store.id for store in record.stores}
+        effects: list[Effect] = []
+        for store in record.stores:
+            regions = store.size // size
+            if store.id not in here:
+                effects.append(Created(store.id, regions, True))
+            elif here[store.id].size != store.size:
+                effects.append(Resized(store.id, regions, here[store.id].size // size))
+            effects.append(Copied(store.id, record.views[store.id], 0, regions))
+        effects += [Deleted(store.id) for store in here if store.id not in wanted]
+        return effects + [Deleted(view) for view in record.views.values()]
+
+    # ---- for people
+
+    def status(self) -> dict[str, Any] | None:
+        """As of which event there is one; None: there is none."""
+        record = self.snapshot
+        if record is None or self.is_over():
+            return None
+        return {
+            "lsn": record.lsn,
+            "generation": Lineage.decode(record.lineage).at(record.lsn).hex(),
+            "stores": len(record.stores),
+        }
+
+
+def _with_heard_of(kept: Lineage, left: Lineage, lsn: int) -> Lineage:
+    """The lineage that was kept, and as empty ones the generations that this site had heard of since: whoever leads
+    here now knows of them, and that what was written in them is lost (model, "Lineage")."""
+    heard = [generation for generation, _ in left if generation not in kept.generations]
+    return Lineage((*kept.pairs, *((generation, lsn) for generation in heard)))
+

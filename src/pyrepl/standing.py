@@ -1,0 +1,113 @@
+"""How a site stands, in figures for people and programs: what ``Site.status`` returns.
+
+Decides what is told of each part and under which name; docs/json.md describes it. Changes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyrepl.views import PROTECTIVE
+
+if TYPE_CHECKING:
+    from pyrepl.site import Site
+
+
+def standing(site: Site) -> dict[str, Any]:
+    """Bytes, LSNs, states: a consistent look at each, not at all together."""
+    state = site.window.state()
+    stores = list(site.here.catalog)
+    names = {store.id: store.name for store in stores}
+    return {
+        "group": site.name,
+        "group_id": site.group_id.hex() if site.group_id else None,
+        "role": site.role,
+        "region_size": site.region_size,
+        "ordering": site.ordering,
+        "alignment": site.alignment,
+        "consistent": site.end.consistent,
+        "protective": site.protective.status(),
+        "waived": site.end.waived,
+        "handed_over": site.end.handed_over,
+        "successor": site.successor or None,
+        "yields": site.end.yields,
+        "asking": [link.name for link in list(site.links.values()) if not link.answered and site.roles.asking],
+        "fed_by": site.fed_by.hex() if site.fed_by else None,
+        "last_refusal": site.roles.refused,
+        "split_brain": site.roles.split_brain(),
+        "generation": site.end.lineage.generation.hex(),
+        "lsn": {
+            "end": state.end_lsn,
+            "written": state.written_lsn,
+            "durable": state.durable_lsn,
+            "applied": state.applied_lsn,
+        },
+        "journal": {
+            "path": site.journal.device.name,
+            "size": site.journal.log_size,
+            "used": state.end_position - state.tail_position,
+            "tail": state.tail_position,
+            "end": state.end_position,
+            "engine": site.journal.device.engine,
+            "checkpoints": site.checkpoints,
+        },
+        "window": {
+            "size": state.ring_size,
+            "used": state.ring_used,
+            "batches": state.batches,
+            "records": state.records,
+            "payload_bytes": state.payload_bytes,
+            "commits": state.commits,
+            "flushes": state.flushes,
+        },
+        "delay": site.delay.told(),
+        "map_memory": site.stores.map_memory(),
+        "bytes_avoided": site.applier.bytes_avoided,
+        "failed": state.failed,
+        "stores": [
+            {
+                "id": store.id,
+                "name": store.name,
+                "kind": store.kind,
+                "size": store.size,
+                "origin": names.get(store.origin),
+                "path": site.shelf.places[store.id].path if store.id in site.shelf.places else None,
+            }
+            for store in stores
+        ],
+        "views": [
+            {
+                "id": view.id,
+                "store": view.store,
+                "name": view.name,
+                "size": view.size,
+                "lsn": view.lsn,
+                "path": site.shelf.places[view.id].path if view.id in site.shelf.places else None,
+            }
+            for view in list(site.views.opened.values())
+            if not view.label
+        ],
+        "kept": [
+            {
+                "id": view.id,
+                "name": f"{view.name}-{view.label}",
+                "kind": "kept",
+                "size": view.size,
+                "origin": view.name,
+                "lsn": view.lsn,
+                "path": site.shelf.places[view.id].path if view.id in site.shelf.places else None,
+            }
+            for view in [*site.views.kept(), *site.views.kept(PROTECTIVE)]
+        ],
+        "images": [
+            {
+                "id": image.id,
+                "name": image.name,
+                "size": image.key.size,
+                "digest": image.key.digest.hex(),
+                "path": image.path,
+                "state": site.gallery.state_of(image),
+            }
+            for image in list(site.shelf.images.values())
+        ],
+    }

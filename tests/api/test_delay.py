@@ -1,0 +1,83 @@
+"""Delayed apply as users meet it: the clock alone brings what waits in, over the control socket too; what it cannot do is said."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pyrepl.errors import UsageError
+from tests.support.rig import LINK, MIB, WAIT, Rig
+
+SIZE = MIB
+
+
+@pytest.fixture
+def rig(tmp_path):
+    with Rig(tmp_path / "rig", {"v": SIZE}, seed=7, journal=32 * MIB) as made:
+        yield made
+
+
+def test_it_is_performed_when_its_time_has_come_and_nothing_else_happens(rig):
+    delay = 1.5
+    rig.far.set_delay(delay)
+    begin = time.time()
+    lsn = rig.write("v", 0, 4096)
+    rig.near.flush()
+    rig.link.wait_synced(WAIT)
+    assert rig.far.applied_lsn < lsn or time.time() - begin >= delay
+    assert rig.far.wait(lsn, where="here", timeout=WAIT) == lsn
+    assert time.time() - begin >= delay
+    rig.check(rig.far, lsn)
+    assert rig.far.status()["delay"]["waiting_bytes"] == 0 and rig.far.status()["delay"]["oldest"] is None
+
+
+def test_a_shorter_delay_counts_for_what_waits_already(rig):
+    rig.far.set_delay(3600)
+    lsn = rig.write("v", 0, 4096)
+    rig.near.flush()
+    rig.link.wait_synced(WAIT)
+    end = time.monotonic() + WAIT
+    while (oldest := rig.far.status()["delay"]["oldest"]) is None and time.monotonic() < end:
+        time.sleep(0.005)  # the applier has not looked at it yet
+    assert oldest == pytest.approx(time.time(), abs=30)
+    rig.far.set_delay(0.01)
+    assert rig.far.wait(lsn, where="here", timeout=WAIT) == lsn
+
+
+def test_a_primary_keeps_it_for_later_and_performs_at_once(rig):
+    rig.near.set_delay(3600)
+    lsn = rig.write("v", 0, 4096)
+    assert rig.near.wait(lsn, timeout=WAIT) == lsn
+    assert rig.near.status()["delay"] == {"seconds": 3600.0, "waiting_bytes": 0, "oldest": None, "shortened": None}
+    rig.reopen_near()
+    assert rig.near.delay == 3600.0
+    assert rig.near.volume("v").read(0, 4096)
+
+
+def test_after_a_planned_swap_the_old_primary_is_delayed(rig):
+    rig.near.set_delay(3600)
+    lsn = rig.near.demote(timeout=WAIT)
+    rig.far.promote()
+    address = rig.near_node.listen("127.0.0.1", 0)
+    back = rig.far.add_link("back", f"127.0.0.1:{address[1]}")
+    rig.far.volume("v").write(0, b"x" * 4096)
+    rig.far.flush()
+    back.wait_synced(WAIT)
+    assert rig.near.applied_lsn == lsn and rig.near.status()["delay"]["waiting_bytes"] > 0
+    assert back.status()["applied_lsn"] == lsn < back.status()["durable_lsn"]
+
+
+def test_a_verification_of_what_waits_says_why_it_ends(rig, monkeypatch):
+    monkeypatch.setattr("pyrepl.verifying.STUCK", 0.5)
+    rig.far.set_delay(3600)
+    found = rig.near.verify(timeout=WAIT)["links"][LINK]
+    assert found["state"] == "failed" and "delayed" in found["reason"]
+    rig.far.set_delay(0)
+    assert rig.near.verify(timeout=WAIT)["links"][LINK]["state"] == "equal"
+
+
+def test_a_delay_that_cannot_be(rig):
+    with pytest.raises(UsageError, match="delay"):
+        rig.far.set_delay(-1)
+    assert rig.far.delay == 0

@@ -1,0 +1,222 @@
+"""group.verify over real TCP: exact under load, what differs is found and mended, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyrepl
+from pyrepl import verifying
+
+REGION = 65536
+SIZE = 16 << 20
+
+
+class Two:
+    """A primary with two volumes, and the secondary's node in the same process, both on files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.a = pyrepl.Node.open(path / "a", create=True)
+        self.b = pyrepl.Node.open(path / "b", create=True)
+        self.group = self.a.create_group("db", str(path / "a.journal"), journal_size=64 << 20)
+        far = self.b.create_group("db", str(path / "b.journal"), journal_size=64 << 20, role="secondary")
+        for name in ("data", "logs"):
+            with open(path / f"{name}.far", "wb") as file:
+                file.truncate(SIZE)
+            self.group.add_volume(name, size=SIZE)
+            far.add_volume(name, path / f"{name}.far", size=SIZE)
+        self.address = self.b.listen("127.0.0.1", 0)
+        self.link = self.group.add_link("paris", "{}:{}".format(*self.address))
+        self.link.wait_synced(timeout=60)
+
+    def stop_far(self) -> None:
+        self.b.close()
+
+    def start_far(self) -> None:
+        self.b = pyrepl.Node.open(self.path / "b")
+        self.b.listen(*self.address)
+        self.link.wait_synced(timeout=60)
+
+    def verify(self, **options: Any) -> dict[str, Any]:
+        result = self.group.verify(timeout=60, **options)
+        return {"lsn": result["lsn"], **result["links"]["paris"]}
+
+    def equal(self) -> bool:
+        lsn = self.link.wait_synced(timeout=60)["durable_lsn"]
+        self.link.wait_applied(lsn, timeout=60)
+        far = self.b.group("db")
+        return all(far.store(s.name).read(0, s.size) == s.read(0, s.size) for s in [*self.group.volumes, *self.group.snapshots])
+
+    def keeps_nothing(self) -> None:
+        """Of what was compared; the secondary hears of the end a moment later."""
+        assert self.group.status()["views"] == []
+        end = time.monotonic() + 20
+        while views := self.b.group("db").status()["views"]:
+            assert time.monotonic() < end, views
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        self.a.close()
+        self.b.close()
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Two]:
+    made = Two(tmp_path)
+    yield made
+    made.close()
+
+
+def flip(path: str | Path, offset: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0xFF]))
+
+
+def test_equal_and_what_it_costs(two: Two) -> None:
+    two.group.volume("data").write(0, os.urandom(SIZE))
+    result = two.verify()
+    assert (result["state"], result["regions_compared"], result["regions_different"]) == ("equal", 2 * SIZE // REGION, 0)
+    digests = 2 * SIZE // (4 << 20) * 16
+    assert digests <= 2 * SIZE * 0.00015
+    assert result["bytes_on_wire"] <= digests + 2 * 256  # a question and an answer for each volume
+    assert two.group.status()["views"] == []
+
+
+def test_no_false_alarm_under_full_load(two: Two) -> None:
+    """A writer at full speed, snapshots, restores: twenty verifications find nothing."""
+    over, counts = threading.Event(), [0]
+    volumes = [two.group.volume(name) for name in ("data", "logs")]
+
+    def write() -> None:
+        while not over.is_set():
+            data, at = os.urandom(16384), os.urandom(4)
+            volumes[at[0] & 1].write(int.from_bytes(at, "little") % (SIZE // 16384) * 16384, data)
+            counts[0] += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for n in range(20):
+            before = counts[0]
+            if n % 5 == 1:
+                two.group.snapshot(f"s{n}")
+            if n % 5 == 3:
+                volumes[0].restore(f"data-s{n - 2}")
+            result = two.verify()
+            assert result["state"] == "equal", (n, result)
+            assert result["regions_compared"] > 0 and counts[0] > before
+    finally:
+        over.set()
+        writer.join()
+    assert two.equal()
+
+
+def test_planted_differences_are_found_and_mended(two: Two) -> None:
+    data, logs = (two.group.volume(name) for name in ("data", "logs"))
+    data.write(0, os.urandom(SIZE))
+    logs.write(0, os.urandom(SIZE))
+    snapshot = data.snapshot("monday")
+    for region in (10, 11, 50):  # what the snapshot shows there comes to a file of its own
+        data.write(region * REGION, os.urandom(REGION))
+    two.link.wait_synced(timeout=60)
+    two.link.wait_applied(two.group.flush(), timeout=60)
+    own = {s["name"]: s["path"] for s in two.b.group("db").status()["stores"]}
+    two.stop_far()
+    flip(own["data"], 3 * REGION + 17)  # the snapshot shows it too
+    flip(own["data"], 50 * REGION)
+    flip(own["logs"], SIZE - 1)
+    flip(own["monday"], 11 * REGION + 5)
+    two.start_far()
+    planted = {("data", 3), ("data", 50), ("monday", 3), ("monday", 11), ("logs", SIZE // REGION - 1)}
+
+    def found(result: dict[str, Any]) -> set[tuple[str, int]]:
+        return {(e["store"], e["offset"] // REGION + n) for e in result["extents"] for n in range(e["length"] // REGION)}
+
+    result = two.verify(repair=False)
+    assert (result["state"], found(result)) == ("different", planted)
+    assert two.link.status()["divergent_bytes"] == 0 and not two.equal()
+    copied = two.link.status()["bytes_sent"]["copied"]
+    result = two.verify()
+    assert (result["state"], found(result), result["regions_different"]) == ("repaired", planted, 5)
+    assert two.link.status()["bytes_sent"]["copied"] - copied <= 5 * (REGION + 4096)
+    assert two.equal()
+    assert two.verify()["state"] == "equal"
+    assert snapshot.name == "monday"
+
+
+def test_a_link_that_is_down_says_so(two: Two) -> None:
+    two.stop_far()
+    begin = time.monotonic()
+    for _ in range(2):  # as it goes down, and when it is
+        result = two.group.verify()["links"]["paris"]  # no timeout, and no hang
+        assert result["state"] == "failed" and "not connected" in result["reason"]
+    assert time.monotonic() - begin < 40
+    two.start_far()
+    assert two.verify()["state"] == "equal"
+
+
+def test_a_secondary_that_restarts_in_the_middle(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps nothing over a restart: a clear failure; the next verification is good."""
+    real, restarted = verifying.Comparison._compare, []
+
+    def restart_first(comparison: Any, lsn: int, repair: bool) -> None:
+        if not restarted:
+            restarted.append(lsn)
+            two.stop_far()
+            two.start_far()
+        real(comparison, lsn, repair)
+
+    monkeypatch.setattr(verifying.Comparison, "_compare", restart_first)
+    result = two.verify()
+    assert result["state"] == "failed" and "restarted" in result["reason"]
+    two.keeps_nothing()
+    assert two.verify()["state"] == "equal"
+
+
+def test_differences_spread_by_what_follows(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot that is taken between the verification and its comparison shows what differs: it is mended too."""
+    data = two.group.volume("data")
+    data.write(0, os.urandom(SIZE))
+    two.link.wait_synced(timeout=60)
+    two.link.wait_applied(two.group.flush(), timeout=60)
+    path = next(s["path"] for s in two.b.group("db").status()["stores"] if s["name"] == "data")
+    two.stop_far()
+    flip(path, 7 * REGION)
+    two.start_far()
+    real = verifying.Comparison._compare
+
+    def snapshot_first(comparison: Any, lsn: int, repair: bool) -> None:
+        if repair:
+            data.snapshot("late")
+        real(comparison, lsn, repair)
+
+    monkeypatch.setattr(verifying.Comparison, "_compare", snapshot_first)
+    result = two.verify()
+    assert (result["state"], result["regions_different"]) == ("repaired", 1)
+    assert two.equal()
+    assert two.verify(repair=False)["state"] == "equal"
+
+
+def test_nothing_to_verify(two: Two) -> None:
+    two.group.remove_link("paris")
+    with pytest.raises(pyrepl.errors.Refused, match="nothing to verify"):
+        two.group.verify()
+
+
+def test_a_paused_link_says_so_at_once(two: Two) -> None:
+    two.link.pause()
+    begin = time.monotonic()
+    result = two.group.verify()["links"]["paris"]
+    assert result["state"] == "failed" and "paused" in result["reason"] and time.monotonic() - begin < 8
+    two.link.resume()
+    assert two.verify()["state"] == "equal"

@@ -1,0 +1,68 @@
+"""``pyrepl explain``: the command that would be given, with ``explain`` before it."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyrepl.cli import output
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def snapshot(berlin, pair):
+    berlin.ok("volume", "write", f"{pair}/data", "--offset", "0", input=b"x" * MIB)
+    berlin.ok("snapshot", "create", f"{pair}/data", "monday")
+    berlin.ok("volume", "write", f"{pair}/data", "--offset", "0", input=b"y" * MIB)
+    berlin.ok("wait", pair, "applied", "--timeout", "30")
+    return pair
+
+
+def test_explain(berlin, snapshot):
+    lines = berlin.ok("explain", "volume", "restore", f"{snapshot}/data", "monday").splitlines()
+    assert lines[0] == f"restore in {snapshot}: 1 MiB would change here"
+    assert lines[1].startswith("  → paris  streaming: a command of ") and lines[1].endswith("; shipping would be 1 MiB")
+    told = berlin.json(output.Explanation, "explain", "volume", "restore", f"{snapshot}/data", "monday")
+    assert (told.group, told.kind, told.bytes_changed) == (snapshot, "restore", MIB)
+    link = told.links[0]
+    assert (link.name, link.performed_as, link.bytes_added, link.bytes_removed, link.bytes_avoided) == ("paris", "command", 0, 0, MIB)
+    before = berlin.json(output.OperationList, "operation", "list", snapshot).operations
+    made = berlin.json(output.Operation, "volume", "restore", f"{snapshot}/data", "monday", "--force")
+    assert made.bytes_changed == told.bytes_changed and made.lsn == told.lsn + 1, "explaining made something"
+    assert all(operation.kind != "restore" for operation in before)
+    assert berlin.ok("explain", "--json", "mark", snapshot, "m").startswith("{")
+    assert "more to copy" not in berlin.ok("explain", "snapshot", "create", snapshot, "all")
+
+
+@pytest.mark.parametrize("words", [
+    "volume add {}/more --size 1M", "volume add {}/more --size 1M --device /dev/null", "volume remove {}/data",
+    "volume resize {}/data 1M", "volume restore {}/data monday --offset 64K --length 64K", "volume restore {}/data {}/monday --offset 64K",
+    "volume synchronize {}/data monday", "snapshot create {}/data x", "snapshot create {} x", "snapshot refresh {}/monday",
+    "snapshot clone {}/monday x", "snapshot delete {}/monday", "mark {} m --payload text"])
+def test_every_command_that_makes_an_operation(berlin, snapshot, words):
+    said = berlin.ok("explain", *words.replace("{}", snapshot).split())
+    assert "→ paris" in said and f"in {snapshot}:" in said
+
+
+def test_without_a_link(berlin, group):
+    assert berlin.ok("explain", "snapshot", "create", group, "x").splitlines()[1] == "  no links"
+
+
+@pytest.mark.parametrize(("words", "status", "say"), [
+    ("status", 2, "'status' makes no operation"), ("volume list", 2, "'volume list' makes no operation"),
+    ("volume", 2, "'volume' makes no operation"), ("nonsense", 2, "'nonsense' makes no operation"),
+    ("explain mark {} m", 2, "'explain' makes no operation"), ("", 2, "OPERATION"),
+    ("volume restore {}/data", 2, "SNAPSHOT"), ("volume restore {}/data nothing", 3, "nothing"),
+    ("volume resize {}/data 5", 2, "whole regions"), ("volume add {}/x", 2, "give --size"),
+    ("volume restore other/data monday", 3, "other"), ("mark {} -x", 2, "")])
+def test_what_cannot_be_explained(berlin, group, words, status, say):
+    assert say in berlin.fails(status, "explain", *words.replace("{}", group).split())
+
+
+def test_at_a_secondary(berlin, paris, pair):
+    assert "is a secondary" in paris.fails(5, "explain", "snapshot", "create", pair, "x")
+
+
+def test_help_is_that_of_the_command(berlin):
+    assert "The volume shows again" in berlin.ok("explain", "volume", "restore", "--help")
+    assert "OPERATION" in berlin.ok("explain", "--help")

@@ -1,0 +1,374 @@
+"""Operations that a secondary performs early, against the truth of each LSN: what is copied is what changed meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from pyrepl import operations
+from pyrepl._core import view
+from pyrepl.errors import PyreplError, UsageError
+from tests.engine.test_link import WEIGHTS, turn
+from tests.support.pair import REGION, Pair
+
+
+class EarlyPair(Pair):
+    """A pair that begins operations early, and performs or forgoes them later."""
+
+    def __init__(self, seed: int, **options: int) -> None:
+        super().__init__(seed, **options)
+        self.early: list[operations.Early] = []
+        self.tickets = 0
+
+    def _ticket(self) -> bytes:
+        self.tickets += 1
+        return self.tickets.to_bytes(16, "big")
+
+    def begin_snapshot(self, name: str) -> operations.Early:
+        early = operations.early_snapshot(self.a.end.catalog, name, self._ticket(), region_size=REGION)
+        self.operate(early)
+        return early
+
+    def begin_restore(self, name: str, snapshot: str) -> operations.Early:
+        early = operations.early_restore(self.a.end.catalog, name, snapshot, self._ticket(), region_size=REGION)
+        self.operate(early)
+        return early
+
+    def adopt(self, early: operations.Early, name: str = "") -> None:
+        self.operate(operations.adopt(self.a.end.catalog, early, name))
+
+    def forgo(self, early: operations.Early) -> None:
+        self.operate(operations.forgo(self.a.end.catalog, early))
+
+    def act(self, what: str) -> None:
+        catalog, rng = self.a.end.catalog, self.rng
+        names = [store.name for store in catalog if store.kind != "unfinished"]
+        self.fresh += 1
+        try:
+            match what:
+                case "begin":
+                    if rng.random() < 0.5:
+                        self.early.append(self.begin_snapshot(rng.choice(names)))
+                    else:
+                        self.early.append(self.begin_restore(rng.choice(names), rng.choice(names)))
+                case "end" if self.early:
+                    early = self.early.pop(rng.randrange(len(self.early)))
+                    try:
+                        if rng.random() < 0.8:
+                            self.adopt(early, f"e{self.fresh}" if early.hidden else "")
+                            return
+                    except PyreplError:
+                        pass  # a store of it is gone, or was resized
+                    self.forgo(early)
+                case _:
+                    turn(self, what)
+        except PyreplError:
+            if what not in ("begin", "end"):
+                raise
+
+    def finish(self) -> None:
+        """Nothing is awaited any more."""
+        for early in self.early:
+            with contextlib.suppress(PyreplError):
+                self.forgo(early)
+        self.early = []
+
+
+@pytest.fixture
+def pair():
+    made = []
+
+    def make(*args, **options):
+        made.append(EarlyPair(*args, **options))
+        return made[-1]
+    yield make
+    for one in made:
+        one.close()
+
+
+def copied(one) -> int:
+    return one.link.bytes_sent["copied"]
+
+
+def regions_of(one, before: int) -> int:
+    """Regions that were copied since, headers aside."""
+    return (copied(one) - before) // REGION
+
+
+def arrive(one) -> None:
+    """All that the primary has reaches the secondary; what differs is not waited for."""
+    for _ in range(2000):
+        if one.session is None:
+            one.connect()
+        one.flush()
+        if not one.send() and not one.link.flight and one.link.base.lsn >= one.lsn:
+            return
+        one.settle(one.a)
+        one.deliver()
+        one.acknowledge()
+        one.hear()
+    raise AssertionError("it does not arrive")
+
+
+@pytest.mark.parametrize("changed", [0, 1, 3])
+def test_an_early_snapshot_costs_what_changed_meanwhile(pair, changed):
+    one = pair(1)
+    one.heal()
+    for region in range(6):
+        one.write(1, region * REGION, one.some_bytes(REGION))
+    early = one.begin_snapshot("a")
+    arrive(one)
+    hidden = one.b.here.catalog[early.hidden]
+    assert hidden.kind == "unfinished" and one.b.here.consistent
+    for region in range(changed):
+        one.write(1, region * REGION, b"new data" * 64)
+    one.write(2, 0, one.some_bytes(REGION))  # of another store: does not count
+    before = copied(one)
+    one.adopt(early, "s")
+    one.heal()
+    assert regions_of(one, before) == changed
+    assert one.a.here.catalog.by_name("s").id in one.b.here.catalog and early.hidden not in one.b.here.catalog
+
+
+@pytest.mark.parametrize(("volume", "snapshot"), [((), ()), ((0, 5), ()), ((), (1, 2)), ((3,), (3, 4))])
+def test_an_early_restore_costs_what_changed_meanwhile(pair, volume, snapshot):
+    """At source or destination. And nothing of the volume is copied before the primary has restored it."""
+    one = pair(2)
+    for region in range(6):
+        one.write(1, region * REGION, b"old data" * (REGION // 8))
+    one.operate(operations.snapshot(one.a.end.catalog, ["a"], ["s"]))
+    number = one.a.end.catalog.by_name("s").id
+    for region in range(6):
+        one.write(1, region * REGION, one.some_bytes(REGION))
+    one.heal()
+    old = one.truth[one.lsn][number]
+    before = copied(one)
+    early = one.begin_restore("a", "s")
+    arrive(one)
+    assert not one.b.here.consistent
+    one.settle(one.b)
+    assert view.read(one.b.window, one.b.stores, 1, 0, 6 * REGION) == old, "it is restored there, and not here"
+    assert view.read(one.a.window, one.a.stores, 1, 0, 6 * REGION) == one.truth[one.lsn][1] != old
+    for store, regions in ((1, volume), (number, snapshot)):
+        for region in regions:
+            one.write(store, region * REGION + 512, b"new data" * 64)
+    arrive(one)
+    one.a.checkpoint()
+    arrive(one)
+    assert copied(one) == before, "nothing of it is copied while the primary has not restored it"
+    assert one.link.status()["state"] == "resyncing"
+    one.adopt(early)
+    one.heal()
+    assert regions_of(one, before) == len({*volume, *snapshot})
+
+
+def test_what_is_given_up_leaves_nothing(pair):
+    one = pair(3)
+    one.operate(operations.snapshot(one.a.end.catalog, ["a"], ["s"]))
+    one.write(1, 0, one.some_bytes(REGION))
+    one.heal()
+    stores = set(one.a.here.catalog.stores)
+    snapshot, restore = one.begin_snapshot("b"), one.begin_restore("a", "s")
+    arrive(one)
+    one.forgo(snapshot)
+    one.forgo(restore)
+    one.heal()
+    assert set(one.b.here.catalog.stores) == stores and not one.link.base.early
+
+
+@pytest.mark.parametrize("fault", ["cut", "secondary", "primary"])
+@pytest.mark.parametrize("when", ["begun", "adopted"])
+def test_over_a_cut_or_a_crash(pair, fault, when):
+    """A primary that died no longer knows what changed meanwhile: then all of it is copied, and it is right."""
+    one = pair(4)
+    for region in range(6):
+        one.write(1, region * REGION, b"old data" * (REGION // 8))
+    one.operate(operations.snapshot(one.a.end.catalog, ["a"], ["s"]))
+    for region in range(6):
+        one.write(1, region * REGION, one.some_bytes(REGION))
+    one.heal()
+    early = one.begin_restore("a", "s")
+    other = one.begin_snapshot("b")
+    one.flush()
+    if when == "begun":
+        arrive(one)
+    one.write(1, 0, one.some_bytes(REGION))
+    one.flush()
+
+    def fail():
+        if fault == "cut":
+            one.cut()
+        else:
+            one.crash(1 if fault == "secondary" else 0)
+
+    if when == "begun":
+        fail()
+    one.adopt(early)
+    one.adopt(other, "t")
+    one.flush()
+    if when == "adopted":
+        fail()
+    before = copied(one)
+    one.heal()
+    if fault != "primary":
+        assert regions_of(one, before) <= 1
+
+
+def restorable(pair, seed):
+    """A pair in which volume 1 has other content than its snapshot; the number of that."""
+    one = pair(seed)
+    for region in range(6):
+        one.write(1, region * REGION, b"old data" * (REGION // 8))
+    one.operate(operations.snapshot(one.a.end.catalog, ["a"], ["s"]))
+    for region in range(6):
+        one.write(1, region * REGION, one.some_bytes(REGION).replace(bytes(8), b"nonzeros"))
+    one.heal()
+    return one, one.a.end.catalog.by_name("s").id
+
+
+def folded(one):
+    """What was written since the cut comes as a skip and copies."""
+    one.flush()
+    one.settle(one.a)
+    one.link.fold(one.a.window.state().applied_position)
+    one.a.checkpoint()
+
+
+def test_a_source_that_differed_then_makes_the_result_differ(pair):
+    """The snapshot lacks a region at the secondary when that restores from it; it is copied to the snapshot later, and must
+    come to the volume too."""
+    one, number = restorable(pair, 11)
+    one.cut()
+    one.write(number, REGION, b"new data" * (REGION // 8))
+    folded(one)
+    early = one.begin_restore("a", "s")
+    arrive(one)
+    one.adopt(early)
+    one.heal()
+
+
+def test_what_was_folded_meanwhile_counts(pair):
+    one, number = restorable(pair, 12)
+    early = one.begin_restore("a", "s")
+    arrive(one)
+    one.cut()
+    one.write(number, 2 * REGION, b"new data" * (REGION // 8))
+    folded(one)
+    before = copied(one)
+    one.adopt(early)
+    one.heal()
+    assert regions_of(one, before) == 2, "to the snapshot, and to the volume"
+
+
+def test_a_volume_that_was_copied_meanwhile_is_no_restored_one(pair):
+    """Whoever asked for it is gone: the volume is copied again, and the operation comes all the same."""
+    one, _ = restorable(pair, 13)
+    early = one.begin_restore("a", "s")
+    arrive(one)
+    one.a.awaiting.clear()
+    one.heal()
+    one.adopt(early)
+    one.heal()
+
+
+def test_a_volume_that_was_shorter_meanwhile(pair):
+    one, _ = restorable(pair, 14)
+    early = one.begin_restore("a", "s")
+    arrive(one)
+    for regions in (3, 6):
+        one.operate(operations.resize(one.a.end.catalog, "a", regions * REGION, force=True, region_size=REGION))
+    one.adopt(early)
+    one.heal()
+
+
+def test_a_takeover_goes_back_to_before_the_restore(pair):
+    """A secondary that has restored early is no state of its primary: if it takes over, what it leads from is the last one."""
+    one, number = restorable(pair, 15)
+    before = one.lsn
+    one.begin_restore("a", "s")
+    one.begin_snapshot("b")
+    one.write(1, 0, b"new data" * 64)
+    arrive(one)
+    one.settle(one.b)
+    kept = one.b.protective.snapshot
+    assert kept is not None and kept.lsn == before
+    one.cut()
+    assert one.b.roles.take_lead(alone=True) == before
+    one.settle(one.b)
+    assert set(one.b.here.catalog.stores) == {1, 2, number}
+    for store, content in one.truth[before].items():
+        assert view.read(one.b.window, one.b.stores, store, 0, len(content)) == content
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_secondary_that_lost_its_power_has_restored(pair, seed):
+    one, _ = restorable(pair, 100 + seed)
+    one.b.checkpoint()
+    one.b.applier.resting = True  # the note alone says that it is restored
+    early = one.begin_restore("a", "s")
+    hidden = one.begin_snapshot("b")
+    one.write(2, 0, one.some_bytes(REGION))
+    arrive(one)
+    one.settle(one.b)
+    one.crash(1)
+    one.settle(one.b)
+    assert view.read(one.b.window, one.b.stores, 1, 0, 6 * REGION) == b"old data" * (6 * REGION // 8)
+    one.adopt(early)
+    one.adopt(hidden, "t")
+    arrive(one)
+    one.settle(one.b)
+    one.crash(1)
+    one.heal()
+
+
+def test_what_cannot_be(pair):
+    one = pair(5)
+    catalog = one.a.end.catalog
+    with pytest.raises(PyreplError, match="from a snapshot"):
+        one.begin_restore("a", "b")
+    one.operate(operations.add_volume(catalog, "small", REGION, zero=True, region_size=REGION))
+    one.operate(operations.snapshot(catalog, ["a"], ["of-a"]))
+    with pytest.raises(UsageError, match="small"):
+        one.begin_restore("small", "of-a")
+    with pytest.raises(PyreplError, match="volume"):
+        one.begin_restore("of-a", "of-a")
+    early = one.begin_snapshot("a")
+    with pytest.raises(PyreplError, match="b"):
+        one.adopt(early, "b")
+    one.operate(operations.resize(catalog, "a", 7 * REGION, region_size=REGION))
+    with pytest.raises(UsageError, match="resized"):
+        one.adopt(early, "s")
+    one.forgo(early)
+    with pytest.raises(PyreplError):
+        one.forgo(early)
+
+
+TICKET = bytes(16)
+
+
+@pytest.mark.parametrize("operation", [
+    operations.Early(b"short", 9, 0, 1, 6), operations.Early(TICKET, 9, 1, 2, 6), operations.Early(TICKET, 0, 0, 1, 6),
+    operations.Early(TICKET, 9, 0, 1, 0), operations.Early(TICKET, 9, 0, 77, 6), operations.Early(TICKET, 0, 77, 1, 6),
+    operations.Early(TICKET, 2, 0, 1, 6), operations.Adopt(b"short", 9, 0, 1, 6, 10, "t"), operations.Adopt(TICKET, 0, 0, 1, 6),
+    operations.Adopt(TICKET, 0, 77, 1, 6), operations.Adopt(TICKET, 0, 1, 77, 6), operations.Adopt(TICKET, 77, 0, 1, 6, 10, "t"),
+    operations.Adopt(TICKET, 2, 0, 1, 6, 10, "t"), operations.Adopt(TICKET, 2, 0, 1, 6, 10, "a"),
+    operations.Adopt(TICKET, 2, 0, 1, 6, 10, "/"), operations.Adopt(TICKET, 2, 0, 1, 6, 1, "t"), operations.Forgo(b"short", 0),
+    operations.Forgo(TICKET, 77), operations.Forgo(TICKET, 2)], ids=str)
+def test_what_a_peer_may_not_send(pair, operation):
+    one = pair(6)
+    with pytest.raises(PyreplError):
+        operation.check(one.a.end.catalog)
+
+
+@pytest.mark.parametrize("seed", range(48))
+def test_stories(pair, seed):
+    """Early operations among everything else that can happen to a link."""
+    one = pair(seed)
+    chosen = {**WEIGHTS, "begin": 5, "end": 5, **({"fold": 4, "checkpoint": 6} if seed % 2 else {})}
+    weights = {what: weight * one.rng.choice([0.2, 1, 1, 3]) for what, weight in chosen.items()}
+    for _ in range(150):
+        one.act(one.rng.choices(list(weights), list(weights.values()))[0])
+    one.finish()
+    one.heal()
+    assert [error for error in one.errors if "tries again" not in error] == []
