@@ -224,10 +224,13 @@ def test_an_inconsistent_secondary_keeps_what_it_was_before_a_plugin_differed(tw
     two.link.set(bandwidth=1024)  # so that the data that come instead take their time
     result = two.group.perform(cases.Dice("data"))
     deadline = time.monotonic() + 30
+    while (kept := far(two).site.protective.snapshot) is None:  # not "inconsistent": before the pairing was applied it was
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert kept.lsn == result.lsn - 1
     while far(two).site.here.consistent:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert far(two).site.protective.snapshot.lsn == result.lsn - 1
     two.link.set(bandwidth=0)
     same(two)
     deadline = time.monotonic() + 30
