@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from pyrepl.catalog import VOLUME, Store
+from pyrepl.catalog import MOST_VIEWS, VOLUME, Store
 from pyrepl.errors import Refused, check
 from pyrepl.history import History, Overtaken
 from pyrepl.lineage import Lineage, common
@@ -311,7 +311,7 @@ class Roles:
     def _tail_to_keep(self, fork: int) -> list[Store]:
         """The volumes, and the snapshots that were made or changed after the fork: the other site may have made one of
         the same number and name since, so its list of stores says nothing. Where the journal does not tell any more,
-        all."""
+        all; but no more than can be kept at all, the newest ones, for nobody can delete a snapshot at a secondary."""
         site = self.site
         if fork >= site.end.lsn or not site.end.consistent:
             return []
@@ -319,8 +319,11 @@ class Roles:
             touched = History.find(site.journal, site.write_out).touched(fork, site.region_size)
         except Overtaken:
             touched = None
-        return [store for store in site.end.catalog
-                if store.kind == VOLUME or touched is None or store.id in touched]
+        volumes = [store for store in site.end.catalog if store.kind == VOLUME]
+        snapshots = [store for store in site.end.catalog
+                     if store.kind != VOLUME and (touched is None or store.id in touched)]
+        snapshots.sort(key=lambda store: store.id, reverse=True)
+        return volumes + snapshots[: max(MOST_VIEWS - len(volumes), 0)]
 
     def follow(self, node: bytes) -> None:
         """It was judged, and feeds this site from here on."""

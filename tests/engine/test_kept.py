@@ -7,6 +7,7 @@ import pytest
 from pyrepl import operations
 from pyrepl._core import view
 from pyrepl.errors import Refused
+from pyrepl.history import History, Overtaken
 from pyrepl.lineage import common
 from pyrepl.roles import PRIMARY
 from pyrepl.site import Site
@@ -270,3 +271,30 @@ def test_snapshots_that_only_it_had_are_kept_too(pair):
         one.b.views.close(entry.id)
     one.settle(one.b)
     assert not one.b.shelf.zombies
+
+
+def test_a_failback_does_not_wait_for_snapshots_that_nobody_can_delete(pair, monkeypatch):
+    """The journal does not tell any more which of them are of the tail: the newest that there is room for are kept."""
+
+    def touched(self: History, fork: int, region_size: int) -> set[int]:
+        raise Overtaken("the journal has gone round")
+
+    one = pair(35)
+    for name in ("old", "middle"):
+        one.operate(operations.snapshot(one.a.end.catalog, ["a"], [name]))
+    one.heal()
+    one.cut()
+    one.operate(operations.snapshot(one.a.end.catalog, ["a"], ["mine"]))
+    one.flush()
+    one.settle(one.a)
+    tail = content(one.a)
+    one.b.roles.take_lead(alone=True)
+    one.exchange()
+    one.lead()
+    one.step_down(one.b)
+    one.b.forget_links()
+    monkeypatch.setattr(History, "touched", touched)
+    for module in ("roles", "views"):
+        monkeypatch.setattr(f"pyrepl.{module}.MOST_VIEWS", 4)
+    one.heal()
+    assert kept(one.b) == {name: tail[name] for name in tail if name not in ("old", "middle")} | {"middle": tail["middle"]}
