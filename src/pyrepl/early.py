@@ -62,6 +62,9 @@ class EarlyOperation:
         Raises:
             WaitTimeout: the text says who has not.
         """
+        return self._wait(timeout, "it goes on")
+
+    def _wait(self, timeout: float | None, then: str) -> list[str]:
         check_timeout(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -73,7 +76,7 @@ class EarlyOperation:
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeout(
                     f"group {self._group.name!r}: link {late[0]['name']!r} has not performed the {self.kind} at LSN "
-                    f"{self.lsn} after {timeout} s (a site that is delayed performs it later); it goes on",
+                    f"{self.lsn} after {timeout} s (a site that is delayed performs it later); {then}",
                     lsn=self.lsn, link=late[0]["name"])
             time.sleep(LOOK_EVERY)
 
@@ -93,6 +96,17 @@ class EarlyOperation:
         if wait:
             result.wait(PRIMARY, timeout)
         return result
+
+    def at_once(self, *, wait: bool, timeout: float | None) -> OperationResult:
+        """Waits for the secondaries, then performs it; given up if that cannot be.
+
+        Raises:
+            WaitTimeout: the secondaries have not performed it in time: it was given up; or this site has not.
+            Refused, Exists, NotFound, UsageError: as of :meth:`perform`; it was given up.
+        """
+        with self:
+            self._wait(timeout, "it is given up: nothing is performed here, what secondaries have done is taken back")
+            return self.perform(wait=wait, timeout=timeout)
 
     def cancel(self) -> None:
         """It will not be performed here: what secondaries have done is taken back, by copying. Harmless when it is

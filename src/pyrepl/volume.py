@@ -16,7 +16,7 @@ from pyrepl._core import layout, view
 from pyrepl.catalog import SNAPSHOT, VOLUME, whole
 from pyrepl.catalog import View as ViewEntry
 from pyrepl.early import EarlyOperation, begin_restore, begin_snapshot, check_early
-from pyrepl.errors import NotFound, PyreplError, Refused, UsageError, WaitTimeout
+from pyrepl.errors import NotFound, PyreplError, Refused, UsageError
 from pyrepl.image import Image, copy_from
 from pyrepl.results import OperationResult, Progress, Ticket
 
@@ -239,7 +239,7 @@ class Store:
         """
         if early:
             check_early(verify=verify)
-            result = self._early(self.begin_snapshot(name), wait, timeout)
+            result = self.begin_snapshot(name).at_once(wait=wait, timeout=timeout)
             return Snapshot(self._group, result.created[name], name, result)
         result = self._group.operate(
             lambda catalog: operations.snapshot(catalog, [self._named(catalog)], [name]),
@@ -290,15 +290,6 @@ class Store:
         )
 
     # ---- inside
-
-    def _early(self, early: EarlyOperation, wait: bool, timeout: float | None) -> OperationResult:
-        with early:
-            try:
-                early.wait(timeout)
-            except WaitTimeout as error:
-                given_up = "; it is given up: nothing is performed here, and what secondaries have done is taken back"
-                raise WaitTimeout(error.text.replace("; it goes on", given_up), **error.context) from None
-            return early.perform(wait=wait, timeout=timeout)
 
     def _named(self, catalog: Any) -> str:
         return self._group.name_of(self, catalog)
@@ -403,7 +394,7 @@ class Volume(Store):
             raise UsageError(f"extent={extent!r}: give pyrepl.Extent(offset, length)") from None
         if early:
             check_early(verify=verify, part=extent is not None)
-            return self._early(self.begin_restore(snapshot), wait, timeout)
+            return self.begin_restore(snapshot).at_once(wait=wait, timeout=timeout)
         return group.operate(
             lambda catalog: copy_from(group, "restore", catalog, self._named(catalog), snapshot, offset, length),
             verify=verify,

@@ -45,7 +45,9 @@ def operation_options(function: Any) -> Any:
 def early_option(function: Any) -> Any:
     """``--early``."""
     return click.option(
-        "--early", is_flag=True, help="Secondaries that are connected perform it first, then this site."
+        "--early", is_flag=True,
+        help="Secondaries that are connected perform it first, then this site; if they do not in --timeout, it is "
+             "given up.",
     )(function)
 
 
