@@ -62,29 +62,7 @@ class Views:
             Refused: a secondary that is no earlier state of its primary now; too many views; no room.
             NotFound: there is no such store.
         """
-        site = self.site
-        if self.count >= MOST_VIEWS:
-            raise Refused(
-                f"group {site.name!r} has {MOST_VIEWS} views, which is the most: close some first", reason="limit"
-            )
-        self._expect(len(self.opened) + 1)
-        number, path = 0, ""
-        try:
-            # What is not applied yet was given room in the log without this view (rule view_room).
-            end = site.window.state().end_position
-            while site.exclusive(lambda: site.window.state().applied_position < end and site.step()):
-                pass
-            _, name, size, _ = self.judge(store)
-            number = site.exclusive(self.take_number)
-            path = site.shelf.placement.create(f"view-of-{name}", number, size)
-            view: View = site.exclusive(lambda: self._open(number, store, path, size))
-        except BaseException:
-            if path and number not in self.opened:
-                site.shelf.placement.remove(path)
-            raise
-        finally:
-            self._expect(len(self.opened))
-        return view
+        return self.open_all([store])[0]
 
     def keep(self, label: str, stores: list[int]) -> None:
         """Shows from now on, over restarts too, what these stores show when everything is applied that the journal held
@@ -127,11 +105,13 @@ class Views:
         site = self.site
         self._expect(len(self.opened) + len(stores))
         try:
+            # What is not applied yet was given room in the log without these views (rule view_room).
             end = site.window.state().end_position
             while site.exclusive(lambda: site.window.state().applied_position < end and site.step()):
                 pass
 
             def open_them() -> list[View]:
+                site.make_room_for_note()
                 opened = self._open_all(stores, "", {store: self.judge(store) for store in stores})
                 return [opened[store] for store in stores]
 
@@ -223,12 +203,13 @@ class Views:
     def _open_all(self, stores: list[int], label: str, shown: dict[int, Shown] | None = None) -> dict[int, View]:
         """Between two steps; all of them, or none. ``shown``: what of each, if not what it shows now."""
         site = self.site
-        slots = len(site.stores.slots()) + len(stores)
-        if self.count + len(stores) > MOST_VIEWS or slots >= layout.MAX_STORES - 64:
+        if self.count + len(stores) > MOST_VIEWS:
             raise Refused(
-                f"group {site.name!r} has {self.count} views at this site, and no room for {len(stores)} more",
+                f"group {site.name!r} has {self.count} views at this site, and no room for {len(stores)} more: "
+                f"{MOST_VIEWS} are the most, close some first",
                 reason="limit",
             )
+        self._check_slots(len(stores))
         site.check_checkpoint_room()
         if not site.clear_room_for_note():
             raise Refused("the journal is full of writes that are not applied yet: try again", reason="journal",
@@ -246,6 +227,15 @@ class Views:
         if position:
             site.window.make_durable(position)  # rule view_note
         return {note.view.store: self._enter(note) for note in opened}
+
+    def _check_slots(self, count: int) -> None:
+        if len(self.site.stores.slots()) + count >= layout.MAX_STORES - 64:
+            raise Refused(
+                f"group {self.site.name!r} has no slots for {count} more views: deleted stores keep theirs until what "
+                f"others show from them is handed over; try again",
+                reason="limit",
+                retryable=True,
+            )
 
     def _now(self, store: int) -> Shown:
         entry = self.site.here.catalog[store]
@@ -283,8 +273,7 @@ class Views:
             Refused: there is no room; nothing was opened.
         """
         site = self.site
-        if len(site.stores.slots()) + len(stores) >= layout.MAX_STORES - 64:
-            raise Refused(f"group {site.name!r} has no slots for {len(stores)} more views", reason="limit")
+        self._check_slots(len(stores))
         site.check_checkpoint_room()
         return [self._enter(note) for note in self._prepare({store: self._now(store) for store in stores}, label)]
 
@@ -302,36 +291,6 @@ class Views:
             self._close(numbers)
 
     # ---- between two steps
-
-    def _open(self, number: int, store: int, path: str, size: int) -> View:
-        site = self.site
-        source, name, now, lsn = self.judge(store)
-        if now != size:
-            raise Refused(
-                f"{name!r} was resized while a view of it was opened: try again", reason="state", retryable=True
-            )
-        site.check_checkpoint_room()
-        if len(site.stores.slots()) >= layout.MAX_STORES - 64:
-            raise Refused(
-                f"group {site.name!r} has no slot for a view: deleted stores keep theirs until what others show from "
-                f"them is handed over; try again",
-                reason="limit",
-                retryable=True,
-            )
-        if not site.make_room_for_note():
-            raise Refused(
-                f"the journal of group {site.name!r} is full of writes that are not applied yet: try again",
-                reason="journal",
-                retryable=True,
-            )
-        view = View(id=number, store=store, name=name, size=size, lsn=lsn, source=source)
-        placed, scratch, _ = site.shelf.prepare(_effects(view, site.region_size), {number: (path, True)}, {})
-        check(scratch is None and len(placed) == 1, "a store that is shown needs no larger scratch")
-        note = notes.Opened(view, placed[0])
-        site.window.make_durable(site.window.append_note(notes.OPENED, notes.encode(note)))  # rule view_note
-        self.take_opened(note)
-        site.window.set_store(number, size, False)
-        return view
 
     def _close(self, numbers: list[int]) -> None:
         site = self.site
