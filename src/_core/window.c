@@ -194,18 +194,7 @@ int pr_window_load(pr_window *w, const uint8_t *record, uint64_t length, const u
     else if ((code = w_cells_reserve(w, cells)) == 0 && (code = w_barriers_reserve(w, block_count)) == 0)
         code = (s = w_slot_new(w)) ? 0 : -ENOMEM;
     if (code == 0) {
-        s->memory = memory;
-        s->own = s->sealed = s->written = true;
-        s->position = local->position;
-        s->length = length;
-        s->kind = PR_RECORD_BATCH;
-        s->batch_kind = t->kind;
-        s->count = t->count;
-        s->payload_length = t->payload_length;
-        s->first_lsn = t->first_lsn;
-        s->reached = has_lsn(s) ? t->first_lsn + t->count - 1 : t->first_lsn;
-        atomic_store(&s->filled, t->count);
-        memset((void *)s->ready, 1, t->count);
+        slot_of_record(s, memory);
         w_push(w, s);
         w->next = w->last;
         w->written = s->position + length;

@@ -148,7 +148,6 @@ static int enter(pr_window *w, slot *s) {
 /* A record that was read back becomes a guest. With the mutex. */
 static int invite(pr_window *w, const uint8_t *record, uint64_t position) {
     const struct pr_local *local = (const struct pr_local *)record;
-    const struct pr_travel *t = (const struct pr_travel *)(local + 1);
     int code = 0;
     if (local->kind != PR_RECORD_BATCH) {
         w->shown = position + local->length;                       /* a note: nobody reads it any more */
@@ -169,18 +168,7 @@ static int invite(pr_window *w, const uint8_t *record, uint64_t position) {
         return -ENOMEM;
     }
     memcpy(memory, record, local->length);
-    s->memory = memory;
-    s->own = s->sealed = s->written = true;
-    s->position = position;
-    s->length = local->length;
-    s->kind = PR_RECORD_BATCH;
-    s->batch_kind = t->kind;
-    s->count = t->count;
-    s->payload_length = t->payload_length;
-    s->first_lsn = t->first_lsn;
-    s->reached = has_lsn(s) ? t->first_lsn + t->count - 1 : t->first_lsn;
-    atomic_store(&s->filled, t->count);
-    memset((void *)s->ready, 1, t->count);
+    slot_of_record(s, memory);
     if ((code = enter(w, s)) != 0) {
         pr_buffer_give(memory, s->length);
         w_slot_drop(w, s);

@@ -131,6 +131,24 @@ static inline bool is_indexed(const slot *s) {
     return s->batch_kind == PR_BATCH_EVENTS || s->batch_kind == PR_BATCH_COPIED;
 }
 
+/* A fresh slot stands for a record of the log, a batch that was judged: it takes over the memory. */
+static inline void slot_of_record(slot *s, uint8_t *memory) {
+    const struct pr_local *local = (const struct pr_local *)memory;
+    s->memory = memory;
+    const struct pr_travel *t = travel_of(s);
+    s->own = s->sealed = s->written = true;
+    s->position = local->position;
+    s->length = local->length;
+    s->kind = local->kind;
+    s->batch_kind = t->kind;
+    s->count = t->count;
+    s->payload_length = t->payload_length;
+    s->first_lsn = t->first_lsn;
+    s->reached = has_lsn(s) ? t->first_lsn + t->count - 1 : t->first_lsn;
+    atomic_store(&s->filled, t->count);
+    memset((void *)s->ready, 1, t->count);
+}
+
 /* Records are appended to it no more; it will be written as it is. */
 static inline void close_batch(pr_window *w) { w->open = NULL; }
 
