@@ -52,9 +52,7 @@ class Changeover:
                 raise Refused(f"group {group.name!r} is a secondary here already", reason="role", group=group.name)
             links = group.links
             if not force:
-                self._check_links(
-                    links, "use force=True: what it lacks is then copied again when this site is led back"
-                )
+                self._check_links(links, "use force=True: if its site leads then, what it lacks is lost to it")
             site.roles.changing = True
             try:
                 end = self._step_down(links, timeout, force=force)
@@ -199,6 +197,7 @@ class Changeover:
         if site.role != SECONDARY:
             raise Refused(f"group {group.name!r} is a primary here already", reason="role", group=group.name)
         site.roles.check_lead(site.end, alone=alone)
+
         def fed() -> str:
             return "fed" if any(feed.is_open for feed in group.feeds(site)) else ""
 
@@ -290,9 +289,8 @@ class Changeover:
             status = link.status()
             if not status["connected"]:
                 raise Refused(
-                    f"group {self._group.name!r} cannot step down: link {link.name!r} is {status['state']}, and its "
-                    f"secondary may lack what was written here{_because(status)}. Let it connect, remove it, or "
-                    f"{otherwise}",
+                    f"group {self._group.name!r} cannot step down: {_standing(link.name, status)}, as far as is known "
+                    f"here. Let it connect, remove it, or {otherwise}",
                     reason="behind",
                     link=link.name,
                 )
@@ -334,8 +332,13 @@ def _lacks(link: Attachment, end: int) -> str:
     status = link.status()
     if status["consistent"] and status["durable_lsn"] >= end and not status["divergent_bytes"]:
         return ""
+    return _standing(link.name, status)
+
+
+def _standing(name: str, status: dict[str, Any]) -> str:
+    """How far the secondary of a link is from what this site has."""
     return (
-        f"link {link.name!r} is {status['state']}, {status['lag_bytes']} bytes behind, "
+        f"link {name!r} is {status['state']}, {status['lag_bytes']} bytes behind, "
         f"{status['divergent_bytes']} bytes differ{_because(status)}"
     )
 

@@ -58,6 +58,7 @@ def test_one_that_fails(berlin, group):
     done = berlin("perform", group, "fails", "--arg", "store=data")
     assert done.returncode == 1 and "it has failed, and changed nothing at any site: ValueError: a bad day" in done.stdout
     assert "failed, and changed nothing" in berlin.ok("operation", "show", group, "2")
+    assert "perform fails (failed)" in berlin.ok("operation", "list", group)
 
 
 @pytest.mark.parametrize(("arguments", "status", "words"), [
@@ -86,6 +87,8 @@ def test_a_secondary_without_the_plugin(berlin, paris, pair):
     shown = berlin.json(output.LinkList, "link", "list", pair).links[0]
     assert [(one.lsn, one.reason) for one in shown.refused] == [(done.lsn, "there is no plug-in 'invert' here")]
     assert berlin.ok("volume", "read", f"{pair}/data", "--length", "10") == paris.ok("volume", "read", f"{pair}/data", "--length", "10")
+    assert "perform invert (data came instead at paris)" in berlin.ok("operation", "list", pair)
+    assert "perform invert (data came instead)" in paris.ok("operation", "list", pair)
     assert "not all of it was performed at this site (there is no plug-in" in paris.ok("operation", "show", pair, str(done.lsn))
 
 

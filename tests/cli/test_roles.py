@@ -140,8 +140,27 @@ def test_what_is_refused(berlin, paris, pair):
     assert "no primary is connected" in paris("status", pair, "--check").stdout
     told = paris.fails(errors.UsageError.exit_status, "takeover", pair)
     assert "what its primary wrote after that is lost" in told and "--force" in told
-    assert "cannot step down: link 'paris' is paused" in berlin.fails(REFUSED, "demote", pair)
+    berlin.ok("volume", "write", f"{pair}/data", input=b"x" * 4096)
+    told = berlin.fails(REFUSED, "demote", pair)
+    assert "cannot step down: link 'paris' is paused, 8192 bytes behind" in told and "is lost to it" in told
     assert (role(berlin, pair), role(paris, pair)) == ("primary", "secondary")
+
+
+def test_what_a_forced_demotion_costs_is_told(berlin, paris, pair):
+    berlin.ok("link", "pause", f"{pair}/paris")
+    berlin.ok("volume", "write", f"{pair}/data", input=b"x" * 4096)
+    done = berlin("demote", pair, "--force", "--json")
+    assert done.returncode == 0 and '"role":"secondary"' in done.stdout
+    assert "not waited for: paris (8 KiB behind)" in done.stderr and f"pyrepl promote {pair} --alone" in done.stderr
+    berlin.ok("promote", pair, "--alone")
+    assert berlin.ok("volume", "read", f"{pair}/data", "--length", "1") == "x", "this site still has it"
+    berlin.ok("demote", pair, "--force")
+    berlin.fails(REFUSED, "demote", pair, "--force")
+
+
+def test_a_forced_demotion_that_costs_nothing_tells_nothing(berlin, pair):
+    berlin.ok("wait", pair, "synced", "--timeout", "30")
+    assert berlin("demote", pair, "--force").stderr == ""
 
 
 def test_takeover_of_a_primary_that_is_gone(daemons, paris):

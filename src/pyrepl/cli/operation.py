@@ -140,5 +140,19 @@ def _compared(one: dict[str, Any]) -> str:
 
 
 def _kind(one: dict[str, Any]) -> str:
-    kinds = ", ".join(member["kind"] for member in one["members"])
-    return f"{one['kind']}{f': {kinds}' if kinds else ''}{' (data came instead)' if one['refused'] else ''}"
+    """What it is, and what of it was not performed: here, or at the end of a link."""
+    given = one["arguments"].get("members", [])
+    members = ", ".join(_named(member, of) for member, of in zip(one["members"], given, strict=False))
+    told = _named(one, one["arguments"]) + (f": {members}" if members else "")
+    instead = [name for name, state in one["secondaries"].items() if state == "refused"]
+    if one["refused"]:
+        told += " (data came instead)"
+    elif instead:
+        told += f" (data came instead at {', '.join(instead)})"
+    return told
+
+
+def _named(one: dict[str, Any], arguments: dict[str, Any]) -> str:
+    """With the name of a plug-in, and whether it failed."""
+    plugin = f" {arguments['plugin']}" if "plugin" in arguments else ""
+    return f"{one['kind']}{plugin}{' (failed)' if one['failed'] else ''}"

@@ -28,14 +28,20 @@ def demote(node: RemoteNode, group: str, timeout: float, force: bool, as_json: b
 
     Writers are refused from now on, every secondary gets all that was written, and then hears that it may be promoted.
     When the time is over before that, the group goes on as primary. The links of this site end and are forgotten:
-    whoever is promoted adds one that leads here. With --force nobody is waited for, and a secondary that is promoted
-    may lack what was written last.
+    whoever is promoted adds one that leads here. With --force nobody is waited for: what a secondary lacks, which is
+    told, is lost to it when it is promoted.
 
     \b
     Example:
       pyrepl demote db && ssh paris pyrepl promote db
     """
-    _tell(group, "secondary", node.group(group).demote(timeout=timeout, force=force), as_json=as_json)
+    found = node.group(group)
+    lacking = [f"{link['name']} ({lack})" for link in found.status()["links"] if (lack := _lack(link))] if force else []
+    lsn = found.demote(timeout=timeout, force=force)
+    _tell(group, "secondary", lsn, as_json=as_json)
+    if lacking:
+        click.echo(f"not waited for: {', '.join(lacking)}. What a site lacks is lost to it when it is promoted; this "
+                   f"site still has it, and with `pyrepl promote {group} --alone` leads again", err=True)
 
 
 @click.command()
@@ -166,6 +172,16 @@ def _loss(group: str, told: dict[str, Any]) -> str:
     least = "" if told["whole"] or not parts else "at least "
     kept = f"it is kept here as {', '.join(told['kept'])}" if told["kept"] else "nothing of it can be kept"
     return f"what {who} alone has written since {since}, leaves group {group}: {least}{what}; {kept}"
+
+
+def _lack(link: dict[str, Any]) -> str:
+    """What the secondary of a link lacks, as far as this primary knows; empty: nothing."""
+    behind, differ = link["lag_bytes"], link["divergent_bytes"]
+    parts = [f"{sizes.human(behind)} behind"] if behind else []
+    parts += [f"{sizes.human(differ)} differ"] if differ else []
+    if not parts and not link["connected"]:
+        parts = [f"{link['state']}, lacks nothing that is known here"]
+    return ", ".join(parts)
 
 
 def _tell(
