@@ -6,6 +6,8 @@ reason, and counted by pytest.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -60,6 +62,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "long" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="a long form: run with --long"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory() -> Iterator[None]:
+    """What a module used goes back to the system: simulated disks and windows are large, stand in cycles, and leave a heap in
+    pieces; two processes of them would fill a small machine."""
+    yield
+    gc.collect()
+    with suppress(OSError, AttributeError):  # it is the GNU C library's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture

@@ -74,6 +74,7 @@ class Disk:
         """The block device goes, when nobody uses it any more."""
         self._attached.detach()
         self.device.unlink()
+        self._listener.shutdown(socket.SHUT_RDWR)  # a thread that waits in accept() would stay, and keep the media
         self._listener.close()
         (self._folder / "socket").unlink()
 
