@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 /* The clock is read only by those who really wait: a write at queue depth 1 never does. */
 int w_wait_for(pr_window *w, pthread_cond_t *condition, patience *p) {
@@ -271,12 +272,27 @@ void pr_window_fail(pr_window *w, int code) {
     pthread_mutex_unlock(&w->mutex);
 }
 
+/* Nothing is appended any more: the pages of the ring that no record stands in go back to the system. Whoever still holds
+ * the window finds zeros there, and has no reason to look. */
+static void give_back(pr_window *w) {
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), size = w->ring_size, free = size - (w->ring_head - w->ring_tail);
+    for (uint64_t from = w->ring_head % size; free; ) {
+        uint64_t length = free < size - from ? free : size - from;
+        uint64_t first = (from + page - 1) / page * page, end = (from + length) / page * page;
+        if (first < end)
+            madvise(w->ring + first, end - first, MADV_DONTNEED);
+        free -= length;
+        from = 0;
+    }
+}
+
 void pr_window_close(pr_window *w) {
     pthread_mutex_lock(&w->mutex);
     w->closed = true;
     w_fail(w, -ESHUTDOWN);
     while (w->writing || w->flushing)                              /* the device may be closed after us */
         pthread_cond_wait(w->writing ? &w->c_written : &w->c_durable, &w->mutex);
+    give_back(w);
     pthread_mutex_unlock(&w->mutex);
 }
 

@@ -1043,6 +1043,30 @@ def test_close_waits_for_the_write_in_flight():
     assert isinstance(writer.result(), OSError), "what was not acknowledged before close() is not afterwards"
 
 
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_a_closed_window_gives_its_ring_back(kept):
+    """But not what somebody holds, which stays as it is."""
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    _, window = make(log=64 * MIB, ring=64 * MIB)
+    for i in range(12):
+        window.write(1, i * 2 * MIB, bytes([i + 1]) * 2 * MIB)
+        window.commit_pending()
+    state, places = window.state(), [found[0] for found in walk(window)[0]]
+    held = [window.entry(place) for place in places[len(places) - kept:]]
+    window.applied(state.end_position, state.end_lsn)
+    before = resident()
+    window.close()
+    given = before - resident()
+    assert given >= (24 - 2 * kept - 1) * MIB
+    for i, entry in enumerate(held, 12 - kept):
+        with entry:
+            assert bytes(entry.payload) == bytes([i + 1]) * 2 * MIB
+
+
 def test_a_signal_ends_a_wait():
     _, window = make()
 

@@ -38,7 +38,7 @@ OFF: dict[str, tuple[type, str, list[tuple[str, str]]]] = {
     "ckpt_flush": (Site, "_checkpoint", [("self.stores.flush()", "pass")]),
     "ckpt_fence": (Journal, "write_checkpoint", [("self.device.flush()", "pass")]),
     "ckpt_area": (Journal, "write_checkpoint", [("[sequence % 2]", "[0]")]),
-    "view_note": (Views, "_open", [("site.window.make_durable(", "(")]),
+    "view_note": (Views, "_open_all", [("site.window.make_durable(", "(")]),
 }
 
 
