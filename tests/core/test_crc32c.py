@@ -99,7 +99,7 @@ def test_the_choice_is_one_of_the_kernels():
     assert ("armv8" in KERNELS) is ("crc32" in flags)
 
 
-@pytest.mark.parametrize("kernel", ["", "md5", "SCALAR", *({"armv8", "sse4.2", "vpclmul"} - set(KERNELS))])
+@pytest.mark.parametrize("kernel", ["", "md5", "SCALAR", *sorted({"armv8", "sse4.2", "vpclmul"} - set(KERNELS))])
 def test_a_kernel_that_cannot_run_is_an_error(kernel):
     for call in (lambda: crc32c(b"x", kernel=kernel), lambda: copy(bytearray(1), b"x", kernel=kernel)):
         with pytest.raises(ValueError, match="cannot run here: there are scalar"):
