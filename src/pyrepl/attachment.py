@@ -104,6 +104,18 @@ class Attachment:
             runs = list(self._link.ledger.differing(found.id, -(-found.size // region)).runs())
         return [Extent(first * region, count * region) for first, count in runs]
 
+    @property
+    def diverged(self) -> set[int]:
+        """The stores, by number, whose copies at the secondary may differ, besides what is still on its way; and those
+        that are made of them there when their time comes."""
+        catalog = self._group.site.end.catalog
+        with self._link.guard:
+            found, there = self._link.base.differing(), set(self._link.base.catalog.stores)
+        for store in sorted(catalog, key=lambda store: store.id):
+            if store.id not in there and store.origin in found:
+                found.add(store.id)
+        return found
+
     def pause(self) -> None:
         """Ends the connection until :meth:`resume`, over restarts too. Writes go on; what they touch is sent later."""
         self._set_paused(True)

@@ -157,6 +157,14 @@ class Attachments:
         """Of each, as of :meth:`Attachment.status`."""
         return [attachment.status() for attachment in self]
 
+    def diverged(self) -> dict[int, list[str]]:
+        """By number of a store, the links at whose secondaries its copy may differ."""
+        found: dict[int, list[str]] = {}
+        for attachment in self:
+            for store in attachment.diverged:
+                found.setdefault(store, []).append(attachment.name)
+        return found
+
     def judge_lags(self) -> None:
         """After each step of the engine."""
         for attachment in self:

@@ -227,7 +227,10 @@ class Group:
             known: dict[str, Any] = {"group": self.name, "role": site.role if site is not None else None, "links": []}
         else:
             fed = any(feed.is_open for feed in self.feeds(site))
-            known = {**site.status(), "links": self.attachments.status(), "hooks": self._hooks.told(),
+            standing, diverged = site.status(), self.attachments.diverged()
+            for store in standing["stores"]:
+                store["diverged"] += diverged.get(store["id"], [])
+            known = {**standing, "links": self.attachments.status(), "hooks": self._hooks.told(),
                      "trials": self.trials.told(), "primary_connected": fed if site.role != PRIMARY else None}
         return {
             **known,

@@ -248,6 +248,11 @@ class Knowledge:
         """Stores that the secondary lacks."""
         return [store for store in self.catalog if store.id not in self.divergence.maps]
 
+    def differing(self) -> set[int]:
+        """Stores whose copy at the secondary may differ."""
+        maps = self.divergence.maps
+        return {store.id for store in self.catalog if store.id not in maps or maps[store.id]}
+
     def extra(self) -> list[int]:
         """Stores that only the secondary has."""
         return [store for store in self.divergence.maps if store not in self.catalog]

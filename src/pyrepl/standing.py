@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyrepl.roles import PRIMARY
 from pyrepl.views import PROTECTIVE
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def standing(site: Site) -> dict[str, Any]:
                 "size": store.size,
                 "origin": names.get(store.origin),
                 "path": site.shelf.places[store.id].path if store.id in site.shelf.places else None,
+                "diverged": [] if site.role == PRIMARY or site.here.consistent else ["here"],
             }
             for store in stores
         ],
@@ -94,6 +96,7 @@ def standing(site: Site) -> dict[str, Any]:
                 "kind": "kept",
                 "size": view.size,
                 "origin": view.name,
+                "diverged": [],
                 "lsn": view.lsn,
                 "path": site.shelf.places[view.id].path if view.id in site.shelf.places else None,
             }

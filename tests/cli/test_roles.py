@@ -219,6 +219,15 @@ def test_a_takeover_in_a_resync_goes_back(berlin, paris, pair):
     told = paris.ok("status", pair)
     assert f"secondary  inconsistent (a takeover goes back to LSN {lsn})" in told.splitlines()[0]
     assert f"protected  1 store(s) as of LSN {lsn}" in paris.ok("group", "show", pair)
+    berlin.ok("snapshot", "create", f"{pair}/data", "evening")
+    for daemon, where in ((berlin, ["paris"]), (paris, ["here"])):
+        (listed,) = daemon.json(output.StoreList, "volume", "list", pair).stores
+        assert listed.diverged == where
+        shown = daemon.ok("volume", "list", pair).splitlines()
+        assert "DIVERGED" in shown[0] and where[0] in shown[1]
+    (evening,) = berlin.json(output.StoreList, "snapshot", "list", pair).stores
+    assert evening.diverged == ["paris"], "what it shows has not come there"
+    assert "diverged: paris" in berlin.ok("group", "show", pair)
     (kept,) = [store for store in paris.json(output.StoreList, "snapshot", "list", pair).stores if store.kind == "kept"]
     assert kept.name == "data-protective"
     assert paris("volume", "read", f"{pair}/{kept.name}", "--length", "6").stdout == "before"

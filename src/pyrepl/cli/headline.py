@@ -166,7 +166,9 @@ def detail(status: dict[str, Any]) -> list[str]:
     ]
     for store in status["stores"]:
         origin = f"  of {store['origin']}" if store.get("origin") else ""
-        found.append(f"  {store['kind']:<9}  {store['name']}  {human(store['size'])}{origin}  {store['path'] or ''}")
+        differs = f"  diverged: {', '.join(store['diverged'])}" if store["diverged"] else ""
+        found.append(
+            f"  {store['kind']:<9}  {store['name']}  {human(store['size'])}{origin}{differs}  {store['path'] or ''}")
     for kept in status.get("kept") or ():
         found.append(f"  kept       {kept['name']}  {human(kept['size'])}  of {kept['origin']} at LSN {kept['lsn']}")
     if status.get("protective") and not status["consistent"]:

@@ -60,6 +60,7 @@ class Store(Part):
     size: Bytes
     origin: str | None
     path: str | None
+    diverged: list[str]
 
 
 class BytesSent(Part):

@@ -32,10 +32,12 @@ def list_stores(node: RemoteNode, group: str | None, kind: str, *, as_json: bool
         stores = [output.pick(output.StoreEntry, store, group=name) for name, store in found]
         output.write(output.StoreList(stores=stores))
         return
+    differs = any(store["diverged"] for _, store in found)
     rows = [
         [f"{name}/{store['name']}", sizes.human(store["size"]), *([store.get("origin")] if kind == "snapshot" else []),
-         store.get("path")]
+         *([", ".join(store["diverged"])] if differs else []), store.get("path")]
         for name, store in found
     ]
-    titles = [kind.upper(), "SIZE", *(["OF"] if kind == "snapshot" else []), "DEVICE"]
+    titles = [kind.upper(), "SIZE", *(["OF"] if kind == "snapshot" else []), *(["DIVERGED"] if differs else []),
+              "DEVICE"]
     tables.show(titles, rows, none=f"no {kind}s")
