@@ -217,6 +217,17 @@ static uint64_t count_not_zero(const pr_sources *map, uint64_t first, uint64_t n
     return count;
 }
 
+uint64_t pr_stores_memory(pr_stores *stores)
+{
+    uint64_t total = 0;
+    pthread_rwlock_rdlock(&stores->lock);   /* whoever asks is not the applier, which drops maps meanwhile */
+    for (uint32_t slot = 1; slot < PR_MAX_STORES; slot++)
+        if (stores->slots[slot] && stores->slots[slot]->map)
+            total += pr_sources_memory(stores->slots[slot]->map);
+    pthread_rwlock_unlock(&stores->lock);
+    return total;
+}
+
 int pr_stores_differing(pr_stores *stores, uint32_t target_slot, uint32_t source_slot, uint64_t first, uint64_t n,
                         uint64_t *count)
 {

@@ -50,6 +50,7 @@ pr_store *pr_stores_find(pr_stores *stores, uint32_t id);      /* NULL: no such 
 uint64_t pr_stores_shown(pr_stores *stores, uint32_t slot, uint64_t most);
 /* In how many regions of a range two stores' maps differ (source slot 0: where the target does not show zeros), which
  * is what a copy over it would change. */
+uint64_t pr_stores_memory(pr_stores *stores);                  /* bytes of all maps; from any thread */
 int pr_stores_differing(pr_stores *stores, uint32_t target_slot, uint32_t source_slot, uint64_t first, uint64_t n,
                         uint64_t *count);
 /* map(target)[first, +n) = map(source)[first, +n) (source 0: zeros). *changed: regions whose content may have become another. */

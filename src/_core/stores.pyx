@@ -26,7 +26,6 @@ cdef extern from "sources.h" nogil:
     uint16_t pr_sources_get(const pr_sources *map, uint64_t region)
     uint64_t pr_sources_run(const pr_sources *map, uint64_t start, uint64_t most, uint16_t *source)
     uint64_t pr_sources_count(const pr_sources *map, uint16_t source, uint64_t most)
-    uint64_t pr_sources_memory(const pr_sources *map)
     size_t pr_sources_encoded_bound(const pr_sources *map)
     size_t pr_sources_encode(const pr_sources *map, uint8_t *into)
     pr_sources *pr_sources_decode(const uint8_t *data, size_t length)
@@ -48,6 +47,7 @@ cdef extern from "stores.h" nogil:
     int pr_stores_drop_map(pr_stores *stores, uint32_t slot)
     int pr_stores_remove(pr_stores *stores, uint32_t slot)
     uint64_t pr_stores_shown(pr_stores *stores, uint32_t slot, uint64_t most)
+    uint64_t pr_stores_memory(pr_stores *stores)
     int pr_stores_differing(pr_stores *stores, uint32_t target, uint32_t source, uint64_t first, uint64_t n,
                             uint64_t *count)
     int pr_stores_copy(pr_stores *stores, uint32_t target, uint32_t source, uint64_t first, uint64_t n,
@@ -298,9 +298,7 @@ cdef class Stores:
             misuse(code, f"the map is not one of the store in slot {slot}: its size, or a source not in the table")
 
     def map_memory(self):
-        cdef uint64_t total = 0
-        cdef uint32_t slot
-        for slot in self.devices:
-            if pyx_slot(self.ptr, slot).map != NULL:
-                total += pr_sources_memory(pyx_slot(self.ptr, slot).map)
+        cdef uint64_t total
+        with nogil:
+            total = pr_stores_memory(self.ptr)
         return total

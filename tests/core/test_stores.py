@@ -2,6 +2,7 @@
 import errno
 import itertools
 import struct
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -292,3 +293,26 @@ def test_what_cannot_be_compared(stores):
     for target, source in ((3, 1), (1, 3), (0, 1)):
         with pytest.raises((ValueError, LookupError, OSError)):
             stores.differing(target, source, 0, 1)
+
+
+def test_map_memory_is_asked_while_maps_go():
+    """A status is asked for by any thread, and the applier drops maps meanwhile: this was a crash."""
+    stores = Stores(region_size=65536, alignment=4096)
+    over = threading.Event()
+
+    def ask():
+        while not over.is_set():
+            stores.map_memory()
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    device = MemoryDevice("m", 64 << 20)
+    for _ in range(1500):
+        stores.add(1, device, store=1, size=64 << 20)
+        stores.drop_map(1)
+        stores.remove(1)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert stores.map_memory() == 0
