@@ -343,7 +343,10 @@ class Attachment:
                 told = now
             if reached(status):
                 return status
-            refused_since = (refused_since or now) if status["state"] in ("refused", "diverged") else None
+            if status["state"] in ("refused", "diverged"):
+                refused_since = refused_since or now
+            elif status["state"] != "connecting":  # it may be seen while it asks again, and is refused until it is not
+                refused_since = None
             if refused_since is not None and now - refused_since > _REFUSED:
                 raise Refused(
                     f"link {self.name!r} to {self.address} is refused: {status['last_error']}",
