@@ -84,7 +84,7 @@ LEFT_OUT = {
     "Attachment": {
         "start": INSIDE, "stop": INSIDE, "hand_over": INSIDE, "hands_over": INSIDE, "handed_over": INSIDE, "is_heard": INSIDE,
         "overrule": INSIDE, "redial": INSIDE, "has_answered": INSIDE, "has_failed": INSIDE,
-        "local_host": INSIDE, "forecast": INSIDE, "judge_lag": INSIDE,
+        "local_host": INSIDE, "forecast": INSIDE, "judge_lag": INSIDE, "diverged": INSIDE,
     },
     "OperationResult": {"wait_all": INSIDE},
     "KeptSnapshot": {"close": "delete() ends it", "closed": INSIDE, "store": INSIDE},
