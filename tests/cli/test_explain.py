@@ -14,7 +14,8 @@ def snapshot(berlin, pair):
     berlin.ok("volume", "write", f"{pair}/data", "--offset", "0", input=b"x" * MIB)
     berlin.ok("snapshot", "create", f"{pair}/data", "monday")
     berlin.ok("volume", "write", f"{pair}/data", "--offset", "0", input=b"y" * MIB)
-    berlin.ok("wait", pair, "applied", "--timeout", "30")
+    berlin.ok("wait", pair, "applied", "--timeout", "60")
+    berlin.ok("wait", pair, "synced", "--timeout", "60")
     return pair
 
 

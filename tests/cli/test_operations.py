@@ -243,7 +243,7 @@ def test_mark_and_operations(berlin, group):
 def test_no_wait(berlin, group):
     done = berlin.json(output.Operation, "snapshot", "create", f"{group}/data", "soon", "--no-wait")
     assert done.state in ("admitted", "performed")
-    assert f"{group}: applied up to LSN " in berlin.ok("wait", group, str(done.lsn), "--timeout", "10")
+    assert f"{group}: applied up to LSN " in berlin.ok("wait", group, str(done.lsn), "--timeout", "60")
 
 
 # ---- links

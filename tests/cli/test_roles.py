@@ -31,7 +31,7 @@ def test_sites_swap(berlin, paris, pair):
     assert up.role == "primary" and up.lsn >= down.lsn and role(paris, pair) == "primary"
     assert paris("volume", "read", f"{pair}/data", "--length", "11").stdout == "from berlin"
     paris.ok("volume", "write", f"{pair}/data", input=b"from paris!")
-    paris.ok("link", "add", f"{pair}/berlin", berlin.address, "--wait", "--timeout", "30")
+    paris.ok("link", "add", f"{pair}/berlin", berlin.address, "--wait", "--timeout", "60")
     assert berlin("volume", "read", f"{pair}/data", "--length", "11").stdout == "from paris!"
 
 
@@ -40,7 +40,7 @@ def test_a_migration_and_back(berlin, paris, pair):
     done = berlin.json(output.RoleChange, "migrate", pair, "--to", "paris")
     assert (done.group, done.role, done.leader) == (pair, "secondary", "paris") and (role(berlin, pair), role(paris, pair)) == ("secondary", "primary")
     paris.ok("volume", "write", f"{pair}/data", input=b"from paris!")
-    paris.ok("wait", pair, "synced", "--timeout", "30")
+    paris.ok("wait", pair, "synced", "--timeout", "60")
     assert berlin("volume", "read", f"{pair}/data", "--length", "11").stdout == "from paris!"
     (link,) = paris.json(output.LinkList, "link", "list", pair).links
     assert (link.name, link.bytes_sent.copied) == (berlin.name, 0)
@@ -52,7 +52,7 @@ def test_a_migration_and_back(berlin, paris, pair):
 
 
 def test_a_migration_whose_link_back_leads_nowhere(berlin, paris, pair):
-    told = berlin.fails(errors.WaitTimeout.exit_status, "migrate", pair, "--to", "paris", "--back", "127.0.0.1:1", "--timeout", "1")
+    told = berlin.fails(errors.WaitTimeout.exit_status, "migrate", pair, "--to", "paris", "--back", "127.0.0.1:1", "--timeout", "5")
     assert "has not linked back to 127.0.0.1:1 yet" in told and role(paris, pair) == "primary"
     assert berlin.json(output.GroupShow, "group", "show", pair).group.successor is None
 
@@ -102,8 +102,9 @@ def test_a_split_brain_is_resolved(berlin, paris, pair):
     done = berlin.json(output.RoleChange, "resolve", pair, "--loser", "here", "--force")
     assert (done.role, role(berlin, pair), role(paris, pair)) == ("secondary", "secondary", "primary")
     assert "gives way to whoever leads" in berlin.ok("status", pair).splitlines()[0]
-    paris.ok("link", "add", f"{pair}/berlin", berlin.address, "--wait", "--timeout", "30")
-    paris.ok("wait", pair, "synced", "--timeout", "30")
+    paris.ok("link", "add", f"{pair}/berlin", berlin.address, "--wait", "--timeout", "60")
+    paris.ok("wait", pair, "synced", "--timeout", "60")
+    until(lambda: not berlin.json(output.GroupShow, "group", "show", pair).group.protective, "it is not needed any more")
     kept, evening = [store for store in berlin.json(output.StoreList, "snapshot", "list", pair).stores if store.kind == "kept"]
     assert (kept.name, evening.name) == (f"data-lost-{label}", f"evening-lost-{label}") and kept.name in berlin.ok("snapshot", "list", pair)
     assert kept.name in berlin.ok("status", pair)
@@ -159,7 +160,7 @@ def test_what_a_forced_demotion_costs_is_told(berlin, paris, pair):
 
 
 def test_a_forced_demotion_that_costs_nothing_tells_nothing(berlin, pair):
-    berlin.ok("wait", pair, "synced", "--timeout", "30")
+    berlin.ok("wait", pair, "synced", "--timeout", "60")
     assert berlin("demote", pair, "--force").stderr == ""
 
 
@@ -169,9 +170,9 @@ def test_takeover_of_a_primary_that_is_gone(daemons, paris):
     for arguments in (["group", "create", group, "--journal", f"{paris.folder}/{group}.journal", "--journal-size", "16M",
                        "--role", "secondary"], ["volume", "add", f"{group}/data", "--size", "4M"]):
         paris.ok(*arguments)
-    lost.ok("link", "add", f"{group}/paris", paris.address, "--wait", "--timeout", "30")
+    lost.ok("link", "add", f"{group}/paris", paris.address, "--wait", "--timeout", "60")
     lost.ok("volume", "write", f"{group}/data", input=b"kept")
-    lost.ok("wait", group, "synced", "--timeout", "30")
+    lost.ok("wait", group, "synced", "--timeout", "60")
     lost.stop(9)
     paris.ok("takeover", group, "--force")
     assert role(paris, group) == "primary"
@@ -200,12 +201,12 @@ def test_two_promotes_at_once(berlin, paris, pair):
 def in_a_resync(berlin, paris, pair):
     """The journal overflows while paris is away, which then gets what it lacks slowly; the LSN of its protective snapshot."""
     berlin.ok("volume", "write", f"{pair}/data", input=b"before")
-    berlin.ok("wait", pair, "synced", "--timeout", "30")
+    berlin.ok("wait", pair, "synced", "--timeout", "60")
     berlin.ok("link", "pause", f"{pair}/paris")
     for _ in range(4):
         berlin.ok("volume", "write", f"{pair}/data", input=b"during" + bytes((4 << 20) - 6))
         berlin.ok("volume", "write", f"{pair}/data", input=os.urandom(4 << 20))
-    berlin.ok("link", "set", f"{pair}/paris", "--bandwidth", "256K")
+    berlin.ok("link", "set", f"{pair}/paris", "--bandwidth", "64K")
     berlin.ok("link", "resume", f"{pair}/paris")
     until(lambda: paris.json(output.GroupShow, "group", "show", pair).group.protective, "it is resynchronized")
     kept = paris.json(output.GroupShow, "group", "show", pair).group.protective
