@@ -61,7 +61,7 @@ class Story(Swap):
         for offset in range(4 * MIB, 22 * MIB, MIB):
             self.write(("big", offset, MIB))
         self.one.volume("data").snapshot("later")
-        self.link.set(bandwidth=MIB // 4)  # more than a minute
+        self.link.set(bandwidth=MIB // 2)  # more than half a minute
         self.link.resume()
         until(lambda: self.link.status()["bytes_sent"]["copied"] > 4 * REGION, "regions are copied")
         until(lambda: self.other.status()["protective"], "the secondary keeps its last consistent state")
