@@ -31,7 +31,7 @@ HELLO = messages.encode_request(messages.Hello(version=messages.VERSION))
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """One daemon for all attacks; it lives, and has not grown, at the end."""
     daemon = Daemon(tmp_path_factory.mktemp("victim"))
-    daemon.configure("[limits]\nconnections = 4096\nrequests_per_second = 10000")  # these limits have tests of their own
+    daemon.configure("[limits]\nconnections = 1024\nrequests_per_second = 10000")  # these limits have tests of their own
     daemon.start()
     try:
         with daemon.connect() as node:
