@@ -70,9 +70,7 @@ class Protective:
         # What arrives from now on finds room in the log for these views too (rule view_room).
         site.views.promise(_TOKEN, len(site.end.catalog.stores))
         try:
-            end = site.window.state().end_position
-            while site.exclusive(lambda: site.window.state().applied_position < end and site.step()):
-                pass
+            site.perform_what_arrived()
             site.exclusive(self._keep)
         finally:
             site.views.withdraw(_TOKEN)

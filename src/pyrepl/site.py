@@ -336,6 +336,13 @@ class Site:
         state = self.window.state()
         return state.end_position - state.tail_position + state.notes > self._room * 7 // 8
 
+    def perform_what_arrived(self) -> None:
+        """Returns when what the journal holds at the call is performed, or held up. Step by step, so that others get
+        their turn; not to be called between two steps."""
+        end = self.window.state().end_position
+        while self.exclusive(lambda: self.window.state().applied_position < end and self.step()):
+            pass
+
     def make_room_for_note(self) -> bool:
         """Between two steps: a note of its own is to be appended, which takes nothing that events were promised. False:
         there is no room but the reserve's."""

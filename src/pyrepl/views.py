@@ -84,9 +84,7 @@ class Views:
             )
         self._expect(len(self.opened) + len(stores))
         try:
-            end = site.window.state().end_position
-            while site.exclusive(lambda: site.window.state().applied_position < end and site.step()):
-                pass
+            site.perform_what_arrived()
             site.exclusive(lambda: self._keep(label, stores))
         finally:
             self._expect(len(self.opened))
@@ -106,9 +104,7 @@ class Views:
         self._expect(len(self.opened) + len(stores))
         try:
             # What is not applied yet was given room in the log without these views (rule view_room).
-            end = site.window.state().end_position
-            while site.exclusive(lambda: site.window.state().applied_position < end and site.step()):
-                pass
+            site.perform_what_arrived()
 
             def open_them() -> list[View]:
                 site.make_room_for_note()

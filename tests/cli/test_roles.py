@@ -96,6 +96,8 @@ def test_a_split_brain_is_resolved(berlin, paris, pair):
     assert f"alone has written since event {fork}, up to event {fork + 2}, from 20" in told and "at least" not in told
     label = told.partition(f"leaves group {pair}: 4 KiB written to data, 1 operation; it is kept here as data-lost-")[2][:8]
     assert f"data-lost-{label}, evening-lost-{label}: give --force" in told
+    told = paris.fails(errors.UsageError.exit_status, "resolve", pair, "--loser", "here")
+    assert "it is kept here as data-lost-" in told, "a primary that has performed nothing but writes since"
     told = berlin.fails(errors.UsageError.exit_status, "resolve", pair, "--loser", "paris")
     assert f"the site of link paris alone has written since event {fork}, up to event {fork + 1}, leaves" in told and "tells there" in told
     assert "knows no 'rome'" in berlin.fails(errors.NotFound.exit_status, "resolve", pair, "--loser", "rome", "--force")
