@@ -135,6 +135,9 @@ def test_restore_says_what_is_lost_and_wants_force(berlin, group):
     told = berlin.fails(2, "volume", "restore", f"{group}/data", "monday")
     assert "what was written since snapshot 'monday' is lost" in told and "--force" in told
     assert content(berlin, f"{group}/data", "--length", "6") == b"after!"
+    berlin.ok("snapshot", "clone", f"{group}/data", "other")
+    told = berlin.fails(2, "volume", "restore", f"{group}/other", "monday")
+    assert "what it holds now is lost" in told, "a snapshot of another volume replaces all of it"
     done = berlin.json(output.Operation, "volume", "restore", f"{group}/data", f"{group}/monday", "--force")
     assert (done.kind, done.state, done.bytes_changed) == ("restore", "performed", 64 << 10)
     assert content(berlin, f"{group}/data", "--length", "6") == b"before"

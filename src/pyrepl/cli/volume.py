@@ -163,7 +163,8 @@ def restore(
     what = f"{sizes.human(count)} of volume {volume} from {first} on" if part else f"volume {volume}"
     source = within(volume.group, snapshot)
     image = _is_image(node, volume.group, source)
-    held = "what it holds now" if image else f"what was written since snapshot {snapshot!r}"
+    since = _is_made_of(node, volume, source)  # else all of it is replaced: by an image, or by what another store showed
+    held = f"what was written since snapshot {snapshot!r}" if since else "what it holds now"
     loss = f"{what}: {held} is lost"
     destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
     result = target.restore(
@@ -196,6 +197,11 @@ def synchronize(
     image = _is_image(node, volume.group, name)
     result = target.synchronize(name, verify=verify, wait=not no_wait, timeout=timeout)
     tell(result, volume.group, f"volume {volume} synchronized from {source}", as_json=as_json, image=image)
+
+
+def _is_made_of(node: RemoteNode, volume: Named, name: str) -> bool:
+    """Whether the store of that name is a snapshot of this volume."""
+    return any((one["name"], one["origin"]) == (name, volume.name) for one in node.group(volume.group).status()["stores"])
 
 
 def _is_image(node: RemoteNode, group: str, name: str) -> bool:
