@@ -163,7 +163,7 @@ def restore(
     what = f"{sizes.human(count)} of volume {volume} from {first} on" if part else f"volume {volume}"
     source = within(volume.group, snapshot)
     image = _is_image(node, volume.group, source)
-    since = _is_made_of(node, volume, source)  # else all of it is replaced: by an image, or by what another store showed
+    since = _is_made_of(node, volume, source)  # else all of it is replaced, by an image or what another store showed
     held = f"what was written since snapshot {snapshot!r}" if since else "what it holds now"
     loss = f"{what}: {held} is lost"
     destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
@@ -201,7 +201,8 @@ def synchronize(
 
 def _is_made_of(node: RemoteNode, volume: Named, name: str) -> bool:
     """Whether the store of that name is a snapshot of this volume."""
-    return any((one["name"], one["origin"]) == (name, volume.name) for one in node.group(volume.group).status()["stores"])
+    stores = node.group(volume.group).status()["stores"]
+    return any((one["name"], one["origin"]) == (name, volume.name) for one in stores)
 
 
 def _is_image(node: RemoteNode, group: str, name: str) -> bool:
