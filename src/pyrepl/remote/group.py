@@ -19,6 +19,7 @@ from pyrepl.remote.requests import GroupInfo, LinkInfo, StoreKey
 from pyrepl.remote.results import RemoteOperationResult
 from pyrepl.remote.sets import RemoteExplanation, RemoteUnorderedSet
 from pyrepl.remote.stores import RemoteSnapshot, RemoteStore, RemoteVolume, handle
+from pyrepl.remote.views import RemoteView, open_view
 from pyrepl.results import Progress
 
 if TYPE_CHECKING:
@@ -234,6 +235,12 @@ class RemoteGroup:
         request = requests.GroupPerform(
             group=self.name, plugin=name, arguments=given, verify=verify, wait=wait, timeout=timeout)
         return RemoteOperationResult(self, self.channel.call(request)[0])
+
+    def open_view(self, store: RemoteStore | str) -> RemoteView:
+        """What a volume or snapshot shows now, kept as it is until the view is closed or this process ends. See
+        :meth:`pyrepl.Group.open_view`."""
+        key = self.key_of(store)
+        return open_view(self, handle(self, self.channel.call(requests.StoreShow(store=key))[0]))
 
     # ---- what is chosen for that site
 

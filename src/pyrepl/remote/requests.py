@@ -669,6 +669,22 @@ class StoreRead(Request[int], frozen=True, kw_only=True, tag="store.read"):
     length: int
 
 
+class StoreView(Request[None], frozen=True, kw_only=True, tag="store.view"):
+    """What a store shows now stays as it is, as a view: its ``id``, ``lsn`` and ``size`` come as a Progress. Until the
+    client ends the connection."""
+
+    store: StoreKey
+
+
+class ViewRead(Request[int], frozen=True, kw_only=True, tag="view.read"):
+    """Read at most 4 MiB of a view by its number; the payload of the answer is what was read."""
+
+    group: Name
+    view: int
+    offset: int
+    length: int
+
+
 class StoreDigest(Request[bytes], frozen=True, kw_only=True, tag="store.digest"):
     """XXH3-128 of at most 64 MiB."""
 

@@ -71,6 +71,8 @@ TABLE: dict[type[Request[Any]], Verb] = {
     requests.ExportStatus: Verb(nodes.export_status),
     requests.StoreShow: Verb(stores.store_show),
     requests.StoreRead: Verb(stores.store_read),
+    requests.StoreView: Verb(stores.store_view),
+    requests.ViewRead: Verb(stores.view_read),
     requests.StoreDigest: Verb(stores.store_digest),
     requests.StoreWrite: Verb(stores.store_write, changes=True),
     requests.StoreZero: Verb(stores.store_zero, changes=True),
