@@ -15,7 +15,7 @@ from pyrepl.catalog import VOLUME, Catalog
 from pyrepl.errors import NotFound, Refused, UsageError
 from pyrepl.operations import Operation
 from pyrepl.site import STRICT
-from pyrepl.unordered import Collected
+from pyrepl.unordered import Collected, wide
 
 if TYPE_CHECKING:
     from pyrepl.attachment import Attachment
@@ -59,6 +59,24 @@ class Explanation(Collected):
 
         self._add(make)
 
+    def restore_all(self, name: str, *, volumes: list[Volume | str] | None = None) -> None:
+        """See :meth:`Group.restore`."""
+        self._add(wide(self._group, "restore", name, volumes))
+
+    def refresh_all(self, name: str, *, volumes: list[Volume | str] | None = None) -> None:
+        """See :meth:`Group.refresh`."""
+        self._add(wide(self._group, "refresh", name, volumes))
+
+    def clone_all(
+        self, name: str, *, snapshot: str | None = None, volumes: list[Volume | str] | None = None
+    ) -> None:
+        """See :meth:`Group.clone`."""
+        self._add(wide(self._group, "clone", name, volumes, snapshot))
+
+    def delete_all(self, name: str, *, volumes: list[Volume | str] | None = None) -> None:
+        """See :meth:`Group.delete_snapshots`."""
+        self._add(wide(self._group, "delete", name, volumes))
+
     def mark(self, name: str, payload: bytes = b"") -> None:
         """See :meth:`Group.mark`."""
         self._add(lambda _: operations.mark(name, payload))
@@ -87,7 +105,7 @@ def _explain(group: Group, makers: list[Callable[[Catalog], Operation]], lsn: in
     site = group.site
     catalog = site.end.catalog.copy()
     operation = makers[0](catalog) if len(makers) == 1 else operations.unordered(catalog, makers)
-    if site.ordering == STRICT and isinstance(operation, operations.Set):
+    if site.ordering == STRICT and operations.is_unordered(operation):
         raise Refused(
             f"group {group.name!r} was made with ordering='strict', and refuses a set: ask for one operation",
             reason="ordering",

@@ -42,7 +42,7 @@ from pyrepl.runtime.plugins import InstalledPlugins
 from pyrepl.site import Admission, Site
 from pyrepl.succession import Succession
 from pyrepl.trial import JOURNAL, Trial, Trials, check_journal_size
-from pyrepl.unordered import UnorderedSet
+from pyrepl.unordered import UnorderedSet, wide
 from pyrepl.volume import Snapshot, Store, View, Volume
 
 if TYPE_CHECKING:
@@ -344,6 +344,78 @@ class Group:
         names = [f"{origin}-{name}" for origin in origins]
         result.snapshots = [Snapshot(self, result.created[full], full, result) for full in names]
         return result
+
+    def restore(
+        self,
+        name: str,
+        *,
+        volumes: list[Volume | str] | None = None,
+        verify: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> OperationResult:
+        """All volumes (or these) show again what their snapshots ``<volume>-<name>`` show, those that
+        :meth:`snapshot` has made: one operation, at one point of the order, all of it or nothing. No data move. A group
+        that was made with ``ordering="strict"`` takes it too.
+
+        Returns:
+            the operation; its ``members`` are in the order of the volumes.
+
+        Raises:
+            NotFound: a volume has no such snapshot: name those that have one.
+            Refused: there is no volume.
+            UsageError: a volume has another size than its snapshot; one is given twice.
+        """
+        return self._operate_wide("restore", name, volumes, None, verify, wait, timeout)
+
+    def refresh(
+        self,
+        name: str,
+        *,
+        volumes: list[Volume | str] | None = None,
+        verify: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> OperationResult:
+        """The snapshots ``<volume>-<name>`` of all volumes (or of these) show what the volumes show now, at one LSN.
+        Returns and raises as :meth:`restore`."""
+        return self._operate_wide("refresh", name, volumes, None, verify, wait, timeout)
+
+    def clone(
+        self,
+        name: str,
+        *,
+        snapshot: str | None = None,
+        volumes: list[Volume | str] | None = None,
+        verify: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> OperationResult:
+        """New volumes ``<volume>-<name>`` with the content of all volumes (or of these), at one LSN; or of their
+        snapshots ``<volume>-<snapshot>``. Returns and raises as :meth:`restore`, and:
+
+        Raises:
+            Exists: a store has such a name.
+        """
+        return self._operate_wide("clone", name, volumes, snapshot, verify, wait, timeout)
+
+    def delete_snapshots(
+        self,
+        name: str,
+        *,
+        volumes: list[Volume | str] | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> OperationResult:
+        """The snapshots ``<volume>-<name>`` of all volumes (or of these) leave the group, at every site. Returns and
+        raises as :meth:`restore`."""
+        return self._operate_wide("delete", name, volumes, None, False, wait, timeout)
+
+    def _operate_wide(
+        self, verb: str, name: str, volumes: list[Volume | str] | None, snapshot: str | None, verify: bool, wait: bool,
+        timeout: float | None,
+    ) -> OperationResult:
+        return self.operate(wide(self, verb, name, volumes, snapshot), verify=verify, wait=wait, timeout=timeout)
 
     def add_image(
         self, name: str, path: str | os.PathLike[str], *, progress: Progress | None = None

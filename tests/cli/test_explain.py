@@ -38,7 +38,7 @@ def test_explain(berlin, snapshot):
     "volume add {}/more --size 1M", "volume add {}/more --size 1M --device /dev/null", "volume remove {}/data",
     "volume resize {}/data 1M", "volume restore {}/data monday --offset 64K --length 64K", "volume restore {}/data {}/monday --offset 64K",
     "volume synchronize {}/data monday", "snapshot create {}/data x", "snapshot create {} x", "snapshot refresh {}/monday",
-    "snapshot clone {}/monday x", "snapshot delete {}/monday", "mark {} m --payload text"])
+    "snapshot clone {}/monday x", "snapshot clone {} x", "snapshot delete {}/monday", "mark {} m --payload text"])
 def test_every_command_that_makes_an_operation(berlin, snapshot, words):
     said = berlin.ok("explain", *words.replace("{}", snapshot).split())
     assert "→ paris" in said and f"in {snapshot}:" in said

@@ -17,6 +17,7 @@ from pyrepl.cli.connection import connect, socket_of, socket_option
 from pyrepl.cli.names import within
 from pyrepl.cli.outcome import json_option
 from pyrepl.cli.perform import arguments
+from pyrepl.cli.stores import is_wide
 from pyrepl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def _volume_add(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any
 
 def _volume_restore(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
     volume, offset, length = given["volume"], given["offset"], given["length"]
+    if not volume.name:
+        ops.restore_all(given["snapshot"])
+        return
     extent = None
     if offset is not None or length is not None:
         first = offset or 0
@@ -48,6 +52,27 @@ def _snapshot_create(group: RemoteGroup, ops: RemoteExplanation, given: dict[str
         ops.snapshot_all(given["name"])
 
 
+def _snapshot_refresh(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
+    if is_wide(given["snapshot"], given["name"], "GROUP/SNAPSHOT"):
+        ops.refresh_all(given["name"])
+    else:
+        ops.refresh(given["snapshot"].name)
+
+
+def _snapshot_delete(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
+    if is_wide(given["snapshot"], given["name"], "GROUP/SNAPSHOT"):
+        ops.delete_all(given["name"])
+    else:
+        ops.delete(given["snapshot"].name)
+
+
+def _snapshot_clone(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
+    if given["store"].name:
+        ops.clone(given["store"].name, given["name"])
+    else:
+        ops.clone_all(given["name"], snapshot=given["snapshot"])
+
+
 EXPLAINED: dict[str, Tell] = {
     "volume add": _volume_add,
     "volume remove": lambda group, ops, given: ops.remove(given["volume"].name, force=True),
@@ -57,9 +82,9 @@ EXPLAINED: dict[str, Tell] = {
         given["volume"].name, within(given["volume"].group, given["source"])
     ),
     "snapshot create": _snapshot_create,
-    "snapshot refresh": lambda group, ops, given: ops.refresh(given["snapshot"].name),
-    "snapshot clone": lambda group, ops, given: ops.clone(given["store"].name, given["name"]),
-    "snapshot delete": lambda group, ops, given: ops.delete(given["snapshot"].name),
+    "snapshot refresh": _snapshot_refresh,
+    "snapshot clone": _snapshot_clone,
+    "snapshot delete": _snapshot_delete,
     "image clone": lambda group, ops, given: ops.clone(given["image"].name, given["name"]),
     "perform": lambda group, ops, given: ops.perform(given["plugin"], arguments(given["given"])),
     "mark": lambda group, ops, given: ops.mark(given["name"], os.fsencode(given["payload"])),

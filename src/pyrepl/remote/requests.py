@@ -230,12 +230,19 @@ class MemberSnapshotAll(Member, frozen=True, kw_only=True, tag="snapshot-all"):
     volumes: tuple[StoreKey, ...] | None = None
 
 
+class MemberWide(Member, frozen=True, kw_only=True, tag="wide"):
+    what: Name
+    name: Name
+    snapshot: Name | None = None
+    volumes: tuple[StoreKey, ...] | None = None
+
+
 class MemberMark(Member, frozen=True, kw_only=True, tag="mark"):
     name: Name
     message: bytes = b""
 
 
-AnyExplained = AnyMember | MemberAddVolume | MemberSnapshotAll | MemberMark
+AnyExplained = AnyMember | MemberAddVolume | MemberSnapshotAll | MemberWide | MemberMark
 
 
 # ---------------------------------------------------------------- requests
@@ -370,6 +377,17 @@ class GroupSnapshot(Compared[OperationInfo], frozen=True, kw_only=True, tag="gro
 
     group: Name
     name: Name
+    volumes: tuple[StoreKey, ...] | None = None
+
+
+class GroupWide(Compared[OperationInfo], frozen=True, kw_only=True, tag="group.wide"):
+    """``what`` ("restore", "refresh", "clone" or "delete") is done to several volumes, or their snapshots of a name, at
+    one LSN: all of it, or nothing. ``snapshot``: clone these of their snapshots."""
+
+    group: Name
+    what: Name
+    name: Name
+    snapshot: Name | None = None
     volumes: tuple[StoreKey, ...] | None = None
 
 

@@ -31,6 +31,7 @@ TABLE: dict[type[Request[Any]], Verb] = {
     requests.GroupStores: Verb(groups.group_stores),
     requests.GroupAddVolume: Verb(groups.group_add_volume, changes=True),
     requests.GroupSnapshot: Verb(groups.group_snapshot, changes=True),
+    requests.GroupWide: Verb(groups.group_wide, changes=True),
     requests.GroupAddImage: Verb(images.group_add_image, changes=True),
     requests.GroupImages: Verb(images.group_images),
     requests.GroupCopyRange: Verb(groups.group_copy_range, changes=True),
