@@ -740,9 +740,20 @@ class Group:
         with self.border(f"waiting for LSN {lsn}"):
             if not self._wait_applied(lsn, timeout, progress):
                 raise WaitTimeout(
-                    f"group {self.name!r}: LSN {lsn} is not performed after {timeout} s; it goes on", lsn=lsn
+                    f"group {self.name!r}: LSN {lsn} is not performed after {timeout} s{self._why_later(lsn)}; it goes "
+                    f"on",
+                    lsn=lsn,
                 )
         return lsn
+
+    def _why_later(self, lsn: int) -> str:
+        """That something has arrived here and is not old enough; empty: that is not it."""
+        delay, left = self.site.delay, self.site.delay.wait
+        if left is None or self.role == PRIMARY:
+            return ""
+        more = "" if lsn <= self.site.window.state().end_lsn else f"; LSN {lsn} has not arrived"
+        return (f": this site is delayed by {delay.seconds:g} s, and the oldest that waits is performed in {left:.1f} s"
+                f"{more} (pyrepl group set {self.name} --delay)")
 
     def _wait_applied(self, lsn: int, timeout: float | None, progress: Progress | None) -> bool:
         window = self.site.window
