@@ -240,6 +240,7 @@ def test_group_wide(berlin, paris, pair):
     assert f"restore in {pair}: 128 KiB would change here" in berlin.ok("explain", "volume", "restore", pair, "monday")
     assert f"2 volumes of {pair} restored from monday: performed" in berlin.ok("volume", "restore", pair, "monday", "--force")
     assert content(berlin, f"{pair}/data", "--length", "6") == content(berlin, f"{pair}/logs", "--length", "6") == b"monday"
+    assert "restore of 2 volumes" in berlin.ok("operation", "list", pair)
     berlin.ok("volume", "write", f"{pair}/logs", input=b"sunday")
     made = berlin.json(output.Operation, "snapshot", "clone", pair, "test", "--from", "monday")
     assert made.kind == "clone" and made.created == ["data-test", "logs-test"] and len(made.members) == 2
