@@ -505,7 +505,8 @@ class Group:
 
     def explain(self, *, timeout: float | None = None) -> Explanation:
         """What an operation would change and cost, without making it. It is told in a ``with`` block, in the words of
-        :meth:`unordered`; several are a set::
+        :meth:`unordered`; several are a set. Besides, alone: ``add_volume``, ``mark``, ``snapshot_all``,
+        ``restore_all`` and the other group-wide forms, ``early_snapshot`` and ``early_restore``::
 
             with group.explain() as ops:
                 ops.restore(data, monday)
@@ -524,6 +525,8 @@ class Group:
         - ``bytes_added``, ``bytes_removed``: of regions that differ, and will be copied, because of it; that do not
           differ any more because of it, and will never be copied.
         - ``bytes_avoided``: what shipping the changed data would put on the wire.
+        - ``unsettles``: the secondary is no earlier state of this site for a while because of it, as of an early
+          operation: it keeps a protective snapshot, and writes in mode sync do not wait for it.
 
         What is copied or written between the answer and the operation changes the figures of divergence.
 

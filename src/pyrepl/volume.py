@@ -447,8 +447,6 @@ class Volume(Store):
             UsageError: sizes differ; an image.
             Refused: the source is no snapshot.
         """
-        if isinstance(snapshot, Image) or snapshot in self._site.gallery.images:
-            raise UsageError("an image is not restored from early: each site has its own")
         return begin_restore(self, snapshot)
 
     def rewind(

@@ -27,6 +27,19 @@ if TYPE_CHECKING:
 Tell = Callable[["RemoteGroup", "RemoteExplanation", dict[str, Any]], None]
 
 
+def check_early(given: dict[str, Any], *, part: bool = False) -> None:
+    """As the command itself would refuse it."""
+    if given["verify"] or part:
+        what = "the part" if part else "--verify"
+        raise UsageError(f"--early is of a whole store, and is not compared: leave {what} out")
+
+
+def check_wide(given: dict[str, Any]) -> None:
+    """As the command itself would refuse it."""
+    if given["early"] or given.get("offset") is not None or given.get("length") is not None:
+        raise UsageError("--early, --offset and --length are of one store: name it GROUP/STORE")
+
+
 def _volume_add(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
     if given["size"] is None:
         raise UsageError("pyrepl explain volume add: give --size; the device is not looked at")
@@ -36,19 +49,29 @@ def _volume_add(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any
 def _volume_restore(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
     volume, offset, length = given["volume"], given["offset"], given["length"]
     if not volume.name:
+        check_wide(given)
         ops.restore_all(given["snapshot"])
         return
     extent = None
     if offset is not None or length is not None:
         first = offset or 0
         extent = (first, length if length is not None else group.volume(volume.name).size - first)
-    ops.restore(volume.name, within(volume.group, given["snapshot"]), extent=extent)
+    source = within(volume.group, given["snapshot"])
+    if given["early"]:
+        check_early(given, part=extent is not None)
+        ops.early_restore(volume.name, source)
+    else:
+        ops.restore(volume.name, source, extent=extent)
 
 
 def _snapshot_create(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
-    if given["store"].name:
+    if given["store"].name and given["early"]:
+        check_early(given)
+        ops.early_snapshot(given["store"].name, given["name"])
+    elif given["store"].name:
         ops.snapshot(given["store"].name, given["name"])
     else:
+        check_wide(given)
         ops.snapshot_all(given["name"])
 
 
@@ -127,15 +150,16 @@ def explain(ctx: click.Context, operation: tuple[str, ...], as_json: bool, socke
         return
     click.echo(f"{told['kind']} in {group_name}: {sizes.human(told['bytes_changed'])} would change here")
     for link in told["links"]:
-        click.echo(f"  → {link['name']}  {_line(link)}")
+        click.echo(f"  → {link['name']}  {_line(link, early=given.get('early', False))}")
     if not told["links"]:
         click.echo("  no links")
 
 
-def _line(link: dict[str, Any]) -> str:
+def _line(link: dict[str, Any], *, early: bool) -> str:
     human = sizes.human
     if link["performed_as"] == "command":
-        parts = [f"{link['state']}: a command of {human(link['command_bytes'])}"]
+        what = "two commands" if early else "a command"
+        parts = [f"{link['state']}: {what} of {human(link['command_bytes'])}"]
     else:
         parts = [f"{link['state']}: with the first synchronization"]
     if link["bytes_added"]:
@@ -144,6 +168,10 @@ def _line(link: dict[str, Any]) -> str:
         parts.append(f"{human(link['bytes_removed'])} less to copy")
     if link["divergent_bytes"] or link["divergent_bytes_after"]:
         parts.append(f"{human(link['divergent_bytes_after'])} differ then, {human(link['divergent_bytes'])} without it")
+    if link["unsettles"]:
+        parts.append("not consistent for a while")
+    if early:
+        parts.append("and what changes until it is performed here")
     return f"{', '.join(parts)}; shipping would be {human(link['bytes_avoided'])}"
 
 

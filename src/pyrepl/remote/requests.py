@@ -237,12 +237,24 @@ class MemberWide(Member, frozen=True, kw_only=True, tag="wide"):
     volumes: tuple[StoreKey, ...] | None = None
 
 
+class MemberEarlySnapshot(Member, frozen=True, kw_only=True, tag="early-snapshot"):
+    store: StoreKey
+    name: Name
+
+
+class MemberEarlyRestore(Member, frozen=True, kw_only=True, tag="early-restore"):
+    store: StoreKey
+    snapshot: StoreKey
+
+
 class MemberMark(Member, frozen=True, kw_only=True, tag="mark"):
     name: Name
     message: bytes = b""
 
 
-AnyExplained = AnyMember | MemberAddVolume | MemberSnapshotAll | MemberWide | MemberMark
+AnyExplained = (
+    AnyMember | MemberAddVolume | MemberSnapshotAll | MemberWide | MemberEarlySnapshot | MemberEarlyRestore | MemberMark
+)
 
 
 # ---------------------------------------------------------------- requests

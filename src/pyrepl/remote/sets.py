@@ -147,6 +147,17 @@ class RemoteExplanation(_Collected):
         chosen = None if volumes is None else tuple(self._group.key_of(volume) for volume in volumes)
         self._add(requests.MemberSnapshotAll(name=name, volumes=chosen))
 
+    def early_snapshot(self, store: RemoteStore | str, name: str) -> None:
+        """A snapshot that the secondaries make first."""
+        self._add(requests.MemberEarlySnapshot(store=self._group.key_of(store), name=name))
+
+    def early_restore(
+        self, volume: RemoteVolume | str, snapshot: RemoteSnapshot | RemoteImage | str
+    ) -> None:
+        """A restore that the secondaries perform first."""
+        self._add(requests.MemberEarlyRestore(
+            store=self._group.key_of(volume), snapshot=self._group.key_of(snapshot)))
+
     def restore_all(self, name: str, *, volumes: list[RemoteVolume | str] | None = None) -> None:
         """All volumes, or these, show again what a snapshot of the group shows."""
         self._wide("restore", name, volumes)

@@ -136,6 +136,10 @@ def group_explain(call: Call, request: requests.GroupExplain) -> dict[str, Any]:
                             ops.clone_all(name, snapshot=snapshot, volumes=of)
                         case _:
                             ops.delete_all(name, volumes=of)
+                case requests.MemberEarlySnapshot(store=store, name=name):
+                    ops.early_snapshot(_known(call, store), name)
+                case requests.MemberEarlyRestore(store=store, snapshot=source):
+                    ops.early_restore(_known(call, store), _known(call, source))
                 case requests.MemberMark(name=name, message=message):
                     ops.mark(name, message)
                 case _:
