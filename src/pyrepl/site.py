@@ -515,7 +515,7 @@ class Site:
             Refused, DeviceError, UsageError: it cannot be performed here; nothing was changed.
         """
         self._require_primary()
-        if self.ordering == STRICT and isinstance(operations.plain(operation), operations.Set):
+        if self.ordering == STRICT and operations.is_unordered(operation):
             raise Refused(
                 f"group {self.name!r} was made with ordering='strict': each operation has a place of its own, make "
                 f"them one after the other", reason="ordering")

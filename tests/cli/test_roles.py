@@ -234,6 +234,7 @@ def test_a_takeover_in_a_resync_goes_back(berlin, paris, pair):
     (kept,) = [store for store in paris.json(output.StoreList, "snapshot", "list", pair).stores if store.kind == "kept"]
     assert kept.name == "data-protective"
     assert paris("volume", "read", f"{pair}/{kept.name}", "--length", "6").stdout == "before"
+    assert paris("volume", "read", f"{pair}/data", "--length", "6").stdout == "before", "and none of what is copied"
     assert "given up as a whole" in paris.fails(REFUSED, "snapshot", "delete", f"{pair}/{kept.name}", "--force")
     assert "can go back to its protective snapshot" in paris.fails(REFUSED, "promote", pair)
     told = paris.fails(errors.UsageError.exit_status, "takeover", pair)
@@ -252,6 +253,7 @@ def test_a_snapshot_that_was_given_up(berlin, paris, pair):
     assert group.protective is None and group.waived and not group.kept
     assert "protected  none, by command" in paris.ok("group", "show", pair)
     assert "keeps none" in paris.fails(REFUSED, "takeover", pair, "--force")
+    assert "when status says consistent" in paris.fails(REFUSED, "volume", "read", f"{pair}/data")
     berlin.ok("link", "set", f"{pair}/paris", "--bandwidth", "0")
     berlin.ok("link", "resume", f"{pair}/paris")
     berlin.ok("wait", pair, "synced", "--timeout", "60")

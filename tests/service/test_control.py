@@ -98,6 +98,42 @@ def test_images(daemon, group, tmp_path) -> None:
     assert str(path) in line and again.id != golden.id
 
 
+def test_a_view_lasts_as_long_as_its_connection(daemon, node, group) -> None:
+    data = group.volume("data")
+    before = os.urandom(4 * MIB)
+    data.write(0, before)
+    shown = group.open_view("data")
+    assert (shown.size, shown.store, shown.name) == (4 * MIB, data, f"data@{shown.lsn}") and shown.lsn == group.applied_lsn
+    data.write(0, bytes(4 * MIB))
+    buffer = bytearray(5 * 1000 * 1000 - (1 << 20))
+    assert shown.readinto(100, buffer) == len(buffer) and bytes(buffer) == before[100:100 + len(buffer)]
+    with group.open_view(data) as later:
+        assert later.read(0, 4 * MIB) == bytes(4 * MIB) and later.lsn > shown.lsn
+        with pytest.raises(UsageError, match="cannot be written to"):
+            later.readinto(0, b"12")
+        with pytest.raises(UsageError, match="not inside view"):
+            later.read(4 * MIB, 1)
+        assert [one["id"] for one in group.status()["views"]] == [shown.id, later.id]
+    assert later.closed and not shown.closed
+    with pytest.raises(Refused, match="is closed"):
+        later.read(0, 1)
+    until(lambda: [one["id"] for one in group.status()["views"]] == [shown.id], "the daemon notices")
+    with pytest.raises(NotFound, match="was closed"):
+        node.channel.call(requests.ViewRead(group="db", view=later.id, offset=0, length=1))
+    with pytest.raises(NotFound, match="no store 'none'"):
+        group.open_view("none")
+    script = "import pyrepl, sys, time; v = pyrepl.connect(sys.argv[1]).group('db').open_view('data'); print(v.id, flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", script, daemon.socket], stdout=subprocess.PIPE)
+    assert child.stdout is not None and int(child.stdout.readline()) > later.id and len(group.status()["views"]) == 2
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    until(lambda: [one["id"] for one in group.status()["views"]] == [shown.id], "the daemon notices")
+    assert shown.read(0, 4096) == before[:4096]
+    shown.close()
+    shown.close()
+
+
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory):
     """(node, group) of one daemon for all calls that change nothing."""
