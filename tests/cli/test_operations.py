@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import subprocess
 
 import pytest
 
@@ -56,10 +58,96 @@ def test_group_create_keeps_the_journal_of_another(berlin, tmp_path):
     copy = tmp_path / "copy"
     copy.write_bytes(journal.read_bytes())
     before = copy.read_bytes()
-    told = berlin.fails(4, "group", "create", "new", "--journal", str(copy))
+    told = berlin.fails(2, "group", "create", "new", "--journal", str(copy))
     assert "journal of a group 'old'" in told and copy.read_bytes() == before
-    berlin.ok("group", "create", "new", "--journal", str(copy), "--force-overwrite")
+    berlin.ok("group", "create", "new", "--journal", str(copy), "--force")
     assert copy.read_bytes() != before
+
+
+HELD = {  # what makes it, what it is called
+    "ext": (["mkfs.ext4", "-q"], "an ext file system"),
+    "swap": (["mkswap"], "swap space"),
+    "partitions": ("part-msdos", "a partition table (MBR)"),
+    "at-the-end": ("last-sector", "data"),
+    "data": ("second-block", "data"),
+}
+
+
+def hold(made, path, size):
+    """Puts something on a device or file."""
+    if isinstance(made, list):
+        subprocess.run([*made, path], check=True, capture_output=True)
+        return
+    with open(path, "r+b") as file:
+        file.seek({"part-msdos": 510, "last-sector": size - 512, "second-block": 4096}[made])
+        file.write(b"\x55\xaa")
+
+
+@pytest.mark.parametrize("case", HELD)
+@pytest.mark.parametrize("kind", ["file", pytest.param("loop", marks=pytest.mark.device)])
+def test_a_journal_is_not_made_over_what_a_device_holds(berlin, tmp_path, loop_device, kind, case):
+    made, called = HELD[case]
+    if isinstance(made, list) and shutil.which(made[0]) is None:
+        pytest.skip(f"{made[0]} is not installed")
+    path = str(tmp_path / "disk")
+    with open(path, "wb") as file:
+        file.truncate(16 * MIB)
+    if kind == "loop":
+        path = loop_device(16 * MIB)
+    hold(made, path, 16 * MIB)
+    with open(path, "rb") as file:
+        before = file.read()
+    told = berlin.fails(2, "group", "create", "over", "--journal", path)
+    assert f"{path} holds {called}, which would be overwritten" in told and "with force" in told
+    with open(path, "rb") as file:
+        assert file.read() == before, "nothing is touched"
+    berlin.ok("group", "create", "over", "--journal", path, "--force")
+    berlin.ok("group", "delete", "over", "--force")
+    berlin.ok("group", "create", "over", "--journal", path)  # what a deleted group leaves is nothing that could be lost
+    berlin.ok("group", "delete", "over", "--force")
+
+
+@pytest.mark.device
+def test_a_journal_is_made_on_nothing_that_is_in_use_whatever_is_forced(berlin, loop_device):
+    device = loop_device(16 * MIB)
+    held = os.open(device, os.O_RDWR | os.O_EXCL)
+    try:
+        for force in ([], ["--force"]):
+            assert "in use" in berlin.fails(6, "group", "create", "held", "--journal", device, *force)
+    finally:
+        os.close(held)
+
+
+def test_a_volumes_device_is_not_overwritten_by_mistake(berlin, paris, group, tmp_path):
+    def disk(name):
+        (tmp_path / name).write_bytes(b"precious" * (2 * MIB // 8))
+        return str(tmp_path / name)
+
+    kept = disk("kept")
+    berlin.ok("volume", "add", f"{group}/kept", "--device", kept)  # its content is the volume's
+    assert berlin("volume", "read", f"{group}/kept", "--length", "8").stdout == "precious"
+    berlin.ok("snapshot", "create", f"{group}/kept", "monday")
+    golden = tmp_path / "golden"
+    golden.write_bytes(b"golden" + bytes(2 * MIB - 6))
+    berlin.ok("image", "add", f"{group}/golden", str(golden))
+    paris.ok("group", "create", "fresh", "--journal", f"{tmp_path}/fresh.journal", "--journal-size", "16M", "--role", "secondary")
+    for number, (site, verb) in enumerate([
+        (berlin, ["volume", "add", f"{group}/new", "--zero"]),
+        (berlin, ["snapshot", "clone", f"{group}/monday", "cloned"]),
+        (berlin, ["image", "clone", f"{group}/golden", "imaged"]),
+        (paris, ["volume", "add", "fresh/data"]),
+    ]):
+        device = disk(f"disk-{number}")
+        told = site.fails(2, *verb, "--device", device)
+        assert f"{device} holds data, which would be overwritten" in told
+        assert (tmp_path / f"disk-{number}").read_bytes()[:8] == b"precious"
+        told = site.ok(*verb, "--device", device, "--force")
+    assert f"whose content then overwrites what {device} holds" in told
+    paris.ok("volume", "add", "fresh/logs", "--size", "1M")
+    berlin.ok("group", "create", "alone", "--journal", f"{tmp_path}/alone.journal", "--journal-size", "16M")
+    empty = tmp_path / "empty"
+    empty.write_bytes(bytes(2 * MIB))
+    berlin.ok("volume", "add", "alone/new", "--zero", "--device", str(empty))
 
 
 # ---- volumes

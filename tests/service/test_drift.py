@@ -63,6 +63,7 @@ LEFT_OUT = {
         "outcome": INSIDE,
         "look_up": INSIDE,
         "between_steps": INSIDE,
+        "check_overwritten": INSIDE,
         "name_of": INSIDE,
         "operate": INSIDE,
         "on_mark": "a callable is of this process; a daemon's hooks are in its configuration",

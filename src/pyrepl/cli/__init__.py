@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from pyrepl.border import typed
-from pyrepl.errors import PyreplError
+from pyrepl.errors import PyreplError, UsageError, wants_force
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -82,7 +82,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except PyreplError as error:
-            _fail(ctx, str(error), error.exit_status)
+            _fail(ctx, str(error), UsageError.exit_status if wants_force(error) else error.exit_status)
         except UnicodeEncodeError as error:  # an argument that is not text in this locale cannot be a name
             _fail(ctx, f"{ascii(error.object)[:60]} is not valid UTF-8", click.UsageError.exit_code)
         except OSError as error:  # what the system refuses a command, be it a folder that cannot be made

@@ -115,16 +115,19 @@ def refresh(
 @click.argument("name")
 @click.option("--device", type=click.Path(), help="For the new volume, at this site; at least as long as the store.")
 @click.option("--from", "snapshot", help="Of a group: clone its snapshot of this name, not what the volumes show now.")
+@force_option
 @verify_option
 @operation_options
 @asks_daemon
 def clone(
-    node: RemoteNode, store: Named, name: str, device: str | None, snapshot: str | None, verify: bool, no_wait: bool,
-    timeout: float | None, as_json: bool
+    node: RemoteNode, store: Named, name: str, device: str | None, snapshot: str | None, force: bool, verify: bool,
+    no_wait: bool, timeout: float | None, as_json: bool
 ) -> None:
     """A new volume NAME with the content of a snapshot, or of a volume; no data move over the links.
 
     Of a GROUP: new volumes VOLUME-NAME of all its volumes, at one point; all of them, or none.
+
+    What a device holds is overwritten: one that is not blank wants --force.
 
     \b
     Example:
@@ -144,7 +147,7 @@ def clone(
     if snapshot is not None:
         raise click.UsageError("--from is for a whole group: name the snapshot GROUP/SNAPSHOT")
     source = node.group(store.group).store(store.name)
-    made = source.clone(name, device=local(device), verify=verify, wait=not no_wait, timeout=timeout)
+    made = source.clone(name, local(device), force=force, verify=verify, wait=not no_wait, timeout=timeout)
     assert made.result is not None
     tell(made.result, store.group, f"volume {store.group}/{name} cloned from {store}", as_json=as_json)
 

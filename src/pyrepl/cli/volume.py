@@ -38,20 +38,24 @@ for command in (read, write, compare, rewind):
 
 @volume.command()
 @click.argument("volume", type=VOLUME)
-@click.option("--device", type=click.Path(), help="A block device or an existing file. What it holds stays.")
+@click.option("--device", type=click.Path(), help="A block device or an existing file.")
 @click.option("--size", type=sizes.size, help="Whole regions. Without it: the size of the device, rounded down.")
 @click.option("--zero", is_flag=True, help="The volume shows zeros, whatever the device holds.")
+@force_option
 @operation_options
 @asks_daemon
 def add(
-    node: RemoteNode, volume: Named, device: str | None, size: int | None, zero: bool, no_wait: bool,
+    node: RemoteNode, volume: Named, device: str | None, size: int | None, zero: bool, force: bool, no_wait: bool,
     timeout: float | None, as_json: bool,
 ) -> None:
     """A volume enters the group: on a device of its own, or in a sparse file of the node.
 
-    Without --device the node makes a sparse file, and --size says how long it is. With --zero the device's content is
-    hidden and need not be copied to the secondaries. At a secondary that is not paired yet this prepares the volume
-    that the primary has under the same name and size; once it is paired, volumes come from the primary.
+    Without --device the node makes a sparse file, and --size says how long it is. What a device holds is the volume's
+    content at a primary. With --zero it is not: it is lost, and nothing need be copied to the secondaries.
+
+    At a secondary that is not paired yet this prepares the volume that the primary has under the same name and size.
+    What the device holds is OVERWRITTEN with the primary's content when that pairs; from then on, volumes come from the
+    primary. Where a device's content would be lost, one that is not blank wants --force.
 
     \b
     Example:
@@ -59,11 +63,13 @@ def add(
       pyrepl volume add db/scratch --size 10G
     """
     group = node.group(volume.group)
-    made = group.add_volume(volume.name, local(device), size=size, zero=zero, wait=not no_wait, timeout=timeout)
+    made = group.add_volume(volume.name, local(device), size=size, zero=zero, force=force, wait=not no_wait,
+                            timeout=timeout)
     if made.result is not None:
         tell(made.result, volume.group, f"volume {volume} added", as_json=as_json)
     else:
-        click.echo(f"volume {volume} prepared: {sizes.human(made.size)}, waiting for its primary")
+        told = f", whose content then overwrites what {local(device)} holds" if device is not None else ""
+        click.echo(f"volume {volume} prepared: {sizes.human(made.size)}, waiting for its primary{told}")
 
 
 @volume.command("list")

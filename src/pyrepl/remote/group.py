@@ -135,6 +135,7 @@ class RemoteGroup:
         *,
         size: int | None = None,
         zero: bool = False,
+        force: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> RemoteVolume:
@@ -145,6 +146,7 @@ class RemoteGroup:
             device_path=None if device_path is None else there(device_path, "device"),
             size=size,
             zero=zero,
+            force=force,
             wait=wait,
             timeout=timeout,
         )

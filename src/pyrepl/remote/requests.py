@@ -382,6 +382,7 @@ class GroupAddVolume(Performs[StoreMade], frozen=True, kw_only=True, tag="group.
     device_path: Place | None = None
     size: int | None = None
     zero: bool = False
+    force: bool = False
 
 
 class GroupSnapshot(Compared[OperationInfo], frozen=True, kw_only=True, tag="group.snapshot"):
@@ -761,6 +762,7 @@ class StoreClone(Compared[StoreMade], frozen=True, kw_only=True, tag="store.clon
     store: StoreKey
     name: Name
     device: Place | None = None
+    force: bool = False
 
 
 class StoreSynchronize(Compared[OperationInfo], frozen=True, kw_only=True, tag="store.synchronize"):
@@ -834,6 +836,7 @@ class ImageClone(Compared[StoreMade], frozen=True, kw_only=True, tag="image.clon
     image: StoreKey
     name: Name
     device: Place | None = None
+    force: bool = False
 
 
 class ImageRemove(Performs[None], frozen=True, kw_only=True, tag="image.remove"):
