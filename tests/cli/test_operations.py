@@ -314,9 +314,20 @@ def test_delete_of_a_snapshot_that_others_were_made_from(berlin, group):
     berlin.ok("snapshot", "create", f"{group}/first", "second")
     told = berlin.fails(2, "snapshot", "delete", f"{group}/first")
     assert "origin of second" in told and names(berlin, group, "snapshot") == {"first", "second"}
-    berlin.ok("snapshot", "delete", f"{group}/second")
-    berlin.ok("snapshot", "delete", f"{group}/first")
+    berlin.ok("snapshot", "delete", f"{group}/second", "--force")
+    berlin.ok("snapshot", "delete", f"{group}/first", "--force")
     assert names(berlin, group, "snapshot") == set()
+
+
+def test_a_size_that_cannot_be_is_refused_before_force_is_asked_for(berlin, group):
+    for words in (["volume", "resize", f"{group}/data", "100"], ["set", group, "resize data 100"]):
+        told = berlin.fails(2, *words)
+        assert "the nearest sizes are 0 and 65536" in told and "--force" not in told
+    for words in (["volume", "resize", f"{group}/data", "64K"], ["set", group, "resize data 64K"]):
+        assert "--force" in berlin.fails(2, *words)
+    assert "lost" not in berlin.fails(errors.NotFound.exit_status, "volume", "restore", f"{group}/data", "never")
+    assert berlin.json(output.StoreList, "volume", "list", group).stores[0].size > 64 << 10
+    berlin.ok("set", group, "resize data 64K", "--force")
 
 
 def test_group_wide(berlin, paris, pair):
@@ -345,7 +356,8 @@ def test_group_wide(berlin, paris, pair):
     assert content(berlin, f"{pair}/logs-monday", "--length", "6") == b"sunday"
     berlin.ok("snapshot", "create", f"{pair}/logs-monday", "inner")
     said = berlin.fails(errors.UsageError.exit_status, "snapshot", "delete", pair, "monday")
-    assert "logs-monday is the origin of inner" in said
+    assert "logs-monday is the origin of inner" in said and f"snapshots {pair}/data-monday (made at LSN " in said
+    assert "what they show is lost, here and at paris; clones" in said
     assert f"delete in {pair}" in berlin.ok("explain", "snapshot", "delete", pair, "monday")
     assert f"2 snapshots monday of {pair} deleted" in berlin.ok("snapshot", "delete", pair, "monday", "--force")
     berlin.ok("wait", pair, "synced", "--timeout", "30")
@@ -489,7 +501,8 @@ def test_a_set(berlin, group):
     assert content(berlin, f"{group}/data", "--length", "6") == b"before" == content(berlin, f"{group}/twin", "--length", "6")
     assert berlin.json(output.StoreList, "volume", "list", group).stores[1].size == 8 * MIB
     berlin.ok("set", group, "refresh monday", "remove twin", "--force")
-    berlin.ok("set", group, "delete monday")
+    assert "is lost: monday (delete)" in berlin.fails(2, "set", group, "delete monday")
+    berlin.ok("set", group, "delete monday", "--force")
     listed = berlin.json(output.OperationList, "operation", "list", group).operations
     assert [member.kind for member in listed[-3].members] == ["restore", "resize", "copy-range"]
     assert "set: refresh, delete" in berlin.ok("operation", "list", group)

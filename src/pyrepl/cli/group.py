@@ -9,7 +9,7 @@ import click
 from pyrepl.cli import headline, sizes, tables
 from pyrepl.cli.connection import asks_daemon, local
 from pyrepl.cli.names import GROUP
-from pyrepl.cli.outcome import destroys, force_option, json_option
+from pyrepl.cli.outcome import clients_of, destroys, force_option, json_option
 
 if TYPE_CHECKING:
     from pyrepl.remote import RemoteNode
@@ -106,7 +106,8 @@ def delete(node: RemoteNode, group: str, force: bool) -> None:
       pyrepl group delete test --force
     """
     stores = len(node.group(group).status().get("stores") or ())
-    destroys(f"group {group} with {stores} stores and its journal are lost at this node", force=force)
+    destroys(f"group {group} with {sizes.counted(stores, 'store')} and its journal are lost at this node", force=force,
+             clients=clients_of(node, group))
     node.delete_group(group, force=force)
     click.echo(f"group {group}: deleted")
 

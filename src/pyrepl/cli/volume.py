@@ -10,7 +10,16 @@ from pyrepl.cli import sizes
 from pyrepl.cli.connection import asks_daemon, local
 from pyrepl.cli.data import compare, read, write
 from pyrepl.cli.names import GROUP, VOLUME, VOLUME_OR_GROUP, Named, offer_in, within
-from pyrepl.cli.outcome import destroys, early_option, force_option, json_option, operation_options, tell, verify_option
+from pyrepl.cli.outcome import (
+    clients_of,
+    destroys,
+    early_option,
+    force_option,
+    json_option,
+    operation_options,
+    tell,
+    verify_option,
+)
 from pyrepl.cli.rewind import rewind
 from pyrepl.cli.stores import list_stores, volumes_of
 
@@ -105,7 +114,8 @@ def remove(
     """
     target = node.group(volume.group).volume(volume.name)
     loss = f"volume {volume} ({sizes.human(target.size)}) leaves the group; what no snapshot holds is lost"
-    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
+    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME",
+             clients=clients_of(node, volume.group, {volume.name}))
     result = target.remove(force=force, wait=not no_wait, timeout=timeout)
     tell(result, volume.group, f"volume {volume} removed", as_json=as_json)
 
@@ -132,8 +142,12 @@ def resize(
     target = node.group(volume.group).volume(volume.name)
     before = target.size
     if size < before:
+        from pyrepl.catalog import check_size
+
+        check_size(size, node.group(volume.group).region_size)  # what makes it impossible comes before what it costs
         loss = f"volume {volume} would lose its last {sizes.human(before - size)}"
-        destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
+        destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME",
+                 clients=clients_of(node, volume.group, {volume.name}))
     result = target.resize(size, force=force, verify=verify, wait=not no_wait, timeout=timeout)
     tell(result, volume.group, f"volume {volume} resized to {sizes.human(size)}", as_json=as_json)
 
@@ -170,7 +184,8 @@ def restore(
             raise click.UsageError("--offset, --length and --early are of one volume: name it GROUP/VOLUME")
         group = node.group(volume.group)
         loss = f"volumes {volumes_of(group)} of {group.name}: what was written since snapshot {snapshot!r} is lost"
-        destroys(loss, force=force, unless=f"pyrepl snapshot create {group.name} NAME")
+        destroys(loss, force=force, unless=f"pyrepl snapshot create {group.name} NAME",
+                 clients=clients_of(node, group.name, {one.name for one in group.volumes}))
         restored = group.restore(snapshot, verify=verify, wait=not no_wait, timeout=timeout)
         what = f"{len(restored.members)} volumes of {group.name} restored from {snapshot}"
         tell(restored, group.name, what, as_json=as_json)
@@ -182,10 +197,13 @@ def restore(
     what = f"{sizes.human(count)} of volume {volume} from {first} on" if part else f"volume {volume}"
     source = within(volume.group, snapshot)
     image = _is_image(node, volume.group, source)
+    if not image:
+        node.group(volume.group).store(source)  # what makes it impossible comes before what it costs
     since = _is_made_of(node, volume, source)  # else all of it is replaced, by an image or what another store showed
     held = f"what was written since snapshot {snapshot!r}" if since else "what it holds now"
     loss = f"{what}: {held} is lost"
-    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
+    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME",
+             clients=clients_of(node, volume.group, {volume.name}))
     result = target.restore(
         source, extent=(first, count) if part else None, verify=verify, early=early, wait=not no_wait, timeout=timeout
     )
@@ -211,7 +229,8 @@ def synchronize(
     """
     target = node.group(volume.group).volume(volume.name)
     loss = f"volume {volume} becomes equal to {source!r}, and what it holds now is lost"
-    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
+    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME",
+             clients=clients_of(node, volume.group, {volume.name}))
     name = within(volume.group, source)
     image = _is_image(node, volume.group, name)
     result = target.synchronize(name, verify=verify, wait=not no_wait, timeout=timeout)
