@@ -871,12 +871,13 @@ class Group:
         with self.border("stepping down"):
             return self.changeover.demote(timeout, force)
 
-    def promote(self, *, alone: bool = False) -> int:
+    def promote(self, *, alone: bool = False, force: bool = False) -> int:
         """This secondary becomes primary, over restarts too: its stores can be written from here on.
 
         Args:
             alone: although its primary has not stepped down, as far as this site has heard. If that one writes on, both
                 histories part, and one of them is lost.
+            force: with ``alone``, although that primary is connected and feeds this site: there are two then.
 
         Returns:
             the LSN after which its generation begins.
@@ -884,11 +885,12 @@ class Group:
         Raises:
             Refused: a primary already (``reason="role"``); not an earlier state of its primary, and without ``alone``
                 it does not go back to its protective snapshot, or it keeps none (``"inconsistent"``); the primary has
-                not stepped down (``"primary"``).
+                not stepped down (``"primary"``); with ``alone``, it is connected and leads, and ``force`` is not given
+                (``"force"``).
         """
         self.check()
         with self.border("becoming primary"):
-            return self.changeover.promote(alone=alone, gone=False)
+            return self.changeover.promote(alone=alone, gone=False, force=force)
 
     def takeover(self, *, dry_run: bool = False) -> int:
         """This secondary becomes primary because the primary is gone. What it had written and not sent is lost, unless

@@ -550,6 +550,7 @@ class GroupPromote(Request[int], frozen=True, kw_only=True, tag="group.promote")
 
     group: Name
     alone: bool = False
+    force: bool = False
 
 
 class GroupTakeover(Request[int], frozen=True, kw_only=True, tag="group.takeover"):

@@ -265,7 +265,7 @@ def group_demote(call: Call, request: requests.GroupDemote) -> int:
 
 
 def group_promote(call: Call, request: requests.GroupPromote) -> int:
-    return call.node.group(request.group).promote(alone=request.alone)
+    return call.node.group(request.group).promote(alone=request.alone, force=request.force)
 
 
 def group_takeover(call: Call, request: requests.GroupTakeover) -> int:
