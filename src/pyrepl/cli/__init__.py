@@ -16,6 +16,7 @@ import click
 
 from pyrepl.border import typed
 from pyrepl.errors import PyreplError, UsageError, wants_force
+from pyrepl.runtime.streams import stand_in
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -117,6 +118,7 @@ def main(ctx: click.Context, socket: str, version: bool, verbose: bool) -> None:
       pyrepl status
       pyrepl COMMAND --help
     """
+    stand_in()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without arrows gets question marks, not an error
     if version:
