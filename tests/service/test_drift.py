@@ -104,7 +104,7 @@ LEFT_OUT = {
     },
 }
 ADDED = {
-    "Node": {"metrics": "the daemon's", "channel": "for the handles"},
+    "Node": {"metrics": "the daemon's", "jobs": "of the daemon: who calls the API in a process of his own sees what comes of it", "channel": "for the handles"},
     "Group": {"channel": "for the handles", "key_of": "for the handles"},
     "Volume": {"key": "for the handles"},
     "Snapshot": {"key": "for the handles"},

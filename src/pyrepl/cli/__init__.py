@@ -35,6 +35,7 @@ COMMANDS = {  # name: (module, attribute, one line for --help)
     "export": ("export", "export", "Stores as block devices over NBD: start, stop, list."),
     "group": ("group", "group", "Groups, volumes with one order of writes: create, show, import, ..."),
     "image": ("image", "image", "Images, third copies to restore from: add, list, remove, clone."),
+    "job": ("job", "job", "Commands that were given to the daemon, and their outcome: list, show."),
     "journal": ("journal", "journal", "Look into the journal of a group: dump, check."),
     "keys": ("keys", "keys", "Key and certificate of the node: create, show."),
     "link": ("link", "link", "Replicas of a group: add, list, set, pause, resume, remove."),

@@ -321,6 +321,13 @@ class NodeStopNbd(Request[None], frozen=True, kw_only=True, tag="node.stop_nbd")
     address: Place
 
 
+class NodeJobs(Request[list[dict[str, Any]]], frozen=True, kw_only=True, tag="node.jobs"):
+    """The commands under way and the last 1000 that are over, since the daemon was started: who, what, and what came
+    of it. ``group``: those about it alone."""
+
+    group: Name | None = None
+
+
 class NodeMetrics(Request[str], frozen=True, kw_only=True, tag="node.metrics"):
     """The metrics in the text format of Prometheus."""
 
