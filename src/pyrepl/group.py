@@ -113,6 +113,11 @@ class Group:
         return self._site
 
     @property
+    def site_if_any(self) -> Site | None:
+        """The engine, of a group that has failed too; None: it could not be opened."""
+        return self._site
+
+    @property
     def role(self) -> str:
         """``primary`` or ``secondary``."""
         return self.site.role
@@ -1190,12 +1195,14 @@ class Group:
                 self.fault = Refused(f"group {self.name!r} is closed", reason="closed", group=self.name)
             if self._site is None:
                 return
-            self.succession.stop()
-            self.attachments.stop()
-            self.trials.close_all()
-            self._hooks.close()
             try:
-                self._driver.close()
+                try:
+                    self.succession.stop()
+                    self.attachments.stop()
+                    self.trials.close_all()
+                    self._hooks.close()
+                finally:  # the devices are given back in any case
+                    self._driver.close()
             except Exception as error:
                 raise typed(error, f"closing group {self.name!r}", group=self.name) from error
             finally:
@@ -1216,7 +1223,8 @@ class Group:
         """The driver says that the group is over."""
         if self._closed:
             return
-        what = f"group {self.name!r} has failed and takes nothing more until it is opened again"
+        what = (f"group {self.name!r} has failed and takes nothing more until it is opened again (`pyrepl group open "
+                f"{self.name}`, Node.open_group)")
         fault = typed(error if isinstance(error, Exception) else RuntimeError(repr(error)), what, group=self.name)
         if fault is error:
             fault = again(fault)

@@ -51,6 +51,7 @@ LEFT_OUT = {
         "connect": INSIDE,
         "entries": INSIDE,
         "site": INSIDE,
+        "site_if_any": INSIDE,
         "introduce": INSIDE,
         "require_primary": INSIDE,
         "abandon_unfinished": INSIDE,

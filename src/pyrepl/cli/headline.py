@@ -43,7 +43,7 @@ def lines(status: dict[str, Any], paint: Paint = plain, *, width: int = 0) -> li
     """
     name, role = f"{status['group']:<{width}}", status.get("role") or "unknown"
     if status["state"] != "active":
-        return [f"{name}  {role}  {paint(status['state'], 'bad')}: {status['error'] or 'it was closed'}"]
+        return [f"{name}  {role}  {paint(status['state'], 'bad')}: {ended(status)}"]
     journal = f"journal {share(status['journal']['used'], status['journal']['size'])} full"
     standing = _standing(status, paint)
     parted = status.get("split_brain") or ()
@@ -73,6 +73,15 @@ def lines(status: dict[str, Any], paint: Paint = plain, *, width: int = 0) -> li
     told[0] += standing
     blank = " " * len(f"{name}  {role}")
     return [f"{blank if number else f'{name}  {role}'}  {line}" for number, line in enumerate(told)]
+
+
+def ended(status: dict[str, Any]) -> str:
+    """Why a group does not work, and what ends that."""
+    if status["state"] != "failed":
+        return "it was closed, or is being opened again"
+    again = f"`pyrepl group open {status['group']}`"
+    error = status["error"] or ""
+    return error if again in error else f"{error}; when the cause is gone, {again} opens it again"
 
 
 def split_brain(status: dict[str, Any], one: dict[str, Any]) -> str:

@@ -348,8 +348,14 @@ class GroupImport(Request[GroupInfo], frozen=True, kw_only=True, tag="group.impo
     force: bool = False
 
 
-class GroupDelete(Request[None], frozen=True, kw_only=True, tag="group.delete"):
-    """A group is no more at this node."""
+class GroupOpen(Request[GroupInfo], frozen=True, kw_only=True, tag="group.open"):
+    """A group that has failed is opened again from its journal."""
+
+    group: Name
+
+
+class GroupDelete(Request[tuple[str, ...]], frozen=True, kw_only=True, tag="group.delete"):
+    """A group is no more at this node; of one that has failed, paths of what is left of it."""
 
     group: Name
     force: bool = False
