@@ -1245,6 +1245,11 @@ class Group:
             intake = self.site.intake
             return self._reserving(devices, lambda paths: intake.prepare_volume(name, size, paths.get(name, "")))
 
+    def take_back(self, name: str) -> None:
+        """A volume that was prepared at this fresh secondary is none any more; see :meth:`Volume.remove`."""
+        with self.border(f"taking volume {name!r} back"), self.admission:
+            self.site.intake.take_back_volume(name)
+
     def _reserving(self, devices: Mapping[str, str] | None, admit: Callable[[dict[str, str]], T]) -> T:
         """Takes given devices before the admission, and gives them back if it fails."""
         paths = {name: path_of(path, "device") for name, path in (devices or {}).items()}

@@ -419,6 +419,12 @@ def test_stores_that_do_not_match(pair, what):
     one.hear()
     assert one.session is None and one.b.group_id is None and one.link.peer is None
     assert any(word in one.errors[-1] for word in ("bytes long", "no volume", "does not have"))
+    # It is taken back there, added as it should be, and the link goes on.
+    for name in theirs:
+        one.b.intake.take_back_volume(name)
+    one.b.intake.prepare_volume("data", 4 * REGION)
+    one.heal()
+    assert one.b.group_id == one.a.group_id and one.link.status()["consistent"]
 
 
 def welcomed(one, **changes):

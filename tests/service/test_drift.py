@@ -66,6 +66,7 @@ LEFT_OUT = {
         "between_steps": INSIDE,
         "name_of": INSIDE,
         "operate": INSIDE,
+        "take_back": INSIDE,
         "on_mark": "a callable is of this process; a daemon's hooks are in its configuration",
         "failure": INSIDE,
         "operation_counts": "in the metrics",

@@ -803,8 +803,8 @@ class VolumeRewind(Waits[StoreMade], frozen=True, kw_only=True, tag="volume.rewi
     to_time: float | None = None
 
 
-class VolumeRemove(Performs[OperationInfo], frozen=True, kw_only=True, tag="volume.remove"):
-    """A volume leaves the group."""
+class VolumeRemove(Performs[OperationInfo | None], frozen=True, kw_only=True, tag="volume.remove"):
+    """A volume leaves the group; no operation: one that was prepared on a fresh secondary was taken back."""
 
     store: StoreKey
     force: bool = False
