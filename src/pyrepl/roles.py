@@ -45,6 +45,8 @@ class Roles:
         self.asking = False  # a primary that was started: not active before its peers have answered
         self.overruling = b""  # node of a primary that has told this one to lose: it is to step down
         self.refused = ""  # why the last primary that knocked was sent away
+        self.refused_at: float | None = None  # when, seconds since 1970
+        self._refused_node = b""
         self.parted: dict[bytes, Parting] = {}  # nodes met since the start, with which there is a split brain
         self.asked: Callable[[], None] = lambda: None  # called when a primary has asked this site to lead
 
@@ -244,9 +246,15 @@ class Roles:
             raise Refused("the group was paired with another primary, and this one has not taken over from it",
                           reason="identity")
 
+    def sent_away(self, why: str, node: bytes, at: float | None) -> None:
+        """A primary that knocked was refused; told until one is followed, or the two have met otherwise."""
+        self.refused, self._refused_node, self.refused_at = why, node, at
+
     def meet(self, node: bytes, parted: Parting | None) -> None:
         """What was found when this node was met: a split brain with it is told until it is met without one."""
         self.parted.pop(node, None)
+        if parted is None and node == self._refused_node:  # the two agree by now
+            self.sent_away("", b"", None)
         if parted is not None and parted.is_split_brain:
             self.parted[node] = parted
             if len(self.parted) > MOST_PARTED:  # a peer names itself
@@ -329,7 +337,7 @@ class Roles:
         """It was judged, and feeds this site from here on."""
         if self.site.fed_by != node:
             self.site.exclusive(lambda: self._follow(node))
-        self.refused = ""
+        self.sent_away("", b"", None)
         self.meet(node, None)
 
     def _follow(self, node: bytes) -> None:

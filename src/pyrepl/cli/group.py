@@ -156,11 +156,13 @@ def unprotect(node: RemoteNode, group: str, force: bool, as_json: bool) -> None:
     """
     found = node.group(group)
     status = found.status()
-    if status.get("role") == "secondary":  # a primary is refused by the engine
-        kept = status.get("protective")
-        state = f", of LSN {kept['lsn']}," if kept else ""
-        destroys(f"the protective snapshot of group {group}{state} is lost: it cannot take over here before it is "
-                 f"consistent again", force=force)
+    kept = status.get("protective")
+    if status.get("role") == "secondary" and kept and not status["consistent"]:  # a primary is refused by the engine
+        destroys(f"the protective snapshot of group {group}, of LSN {kept['lsn']}, is lost: it cannot take over here "
+                 f"before it is consistent again", force=force)
+    elif status.get("role") == "secondary" and status["consistent"]:
+        destroys(f"group {group} is consistent, so it keeps no protective snapshot now: none will be kept when it is "
+                 f"resynchronized next, and it could not take over until that is done", force=force)
     found.unprotect()
     _show(found.status(), as_json=as_json)
 
