@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pyrepl.lineage import Lineage, common
+from pyrepl.lineage import KEPT, Lineage, common
+
+FORGOTTEN = f"or nothing since the last {KEPT} times that a site began to lead, and older ones are forgotten"
 
 
 class Parting(NamedTuple):

@@ -23,7 +23,7 @@ from pyrepl.catalog import MOST_VIEWS, VOLUME, Store
 from pyrepl.errors import Refused, check
 from pyrepl.history import History, Overtaken
 from pyrepl.lineage import Lineage, common
-from pyrepl.parting import Parting, parting, words
+from pyrepl.parting import FORGOTTEN, Parting, parting, words
 
 if TYPE_CHECKING:
     from pyrepl.items import LinkInfo
@@ -201,7 +201,7 @@ class Roles:
         check(state.durable_position == state.end_position, "what is applied is durable")
         here, generation, group = site.here, site.entropy(16), site.group_id
         assert group is not None
-        here.lineage = here.lineage.begin(generation, here.lsn)
+        here.lineage = here.lineage.begin(generation, here.lsn).pruned(here.lsn)
         here.handed_over, here.tails, here.yields, here.waived = False, {}, False, False
         self._forget_successor()
         here.succession = None
@@ -233,7 +233,8 @@ class Roles:
         site, mine = self.site, self.site.end
         parted = parting(mine.lineage, mine.lsn, lineage, lsn)
         if parted is None:
-            raise Refused("the primary's history has nothing in common with what this site holds", reason="lineage")
+            raise Refused(f"the primary's history has nothing in common with what this site holds ({FORGOTTEN}): make "
+                          f"the group anew here, and it is copied", reason="lineage")
         if parted.ours and not (mine.yields or overrules):
             self.meet(node, parted)
             raise Refused(words(parted, site.name, me="this secondary", other="the primary"), reason="lineage")
@@ -242,7 +243,7 @@ class Roles:
         if not lineage.starts_with(mine.lineage):
             raise Refused("the group was paired with another primary, whose history this one does not know",
                           reason="identity")
-        if len(lineage) == len(mine.lineage):
+        if lineage.generation == mine.lineage.generation:
             raise Refused("the group was paired with another primary, and this one has not taken over from it",
                           reason="identity")
 

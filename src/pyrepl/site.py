@@ -223,6 +223,9 @@ class Site:
         site.delay.seconds = body.delay
         site.checkpoints = checkpoint.sequence
         scan = recover(site, checkpoint)
+        if site.role == PRIMARY:  # before any connection tells it; a secondary's is what its primary told
+            site.end.lineage = site.end.lineage.pruned(site.here.lsn)
+            site.here.lineage = site.end.lineage.reached(site.here.lsn)
         site._checkpoint_position = checkpoint.applied_position
         if body.links or body.remembered:
             from pyrepl.link import Link  # which knows Site
