@@ -70,13 +70,23 @@ class Image:
         name: str,
         device: str | None = None,
         *,
+        force: bool = False,
         verify: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> Volume:
-        """A new volume ``name`` with the content of the image, at every site; on ``device`` if one is given here."""
+        """A new volume ``name`` with the content of the image, at every site; on ``device`` if one is given here.
+
+        Args:
+            force: what the device holds may be lost.
+
+        Raises:
+            Refused: something stands on the device, and ``force`` is not given.
+        """
         from pyrepl.volume import Volume
 
+        if device is not None:
+            self._group.check_overwritten(device, force=force)
         result = self._group.operate(
             lambda catalog: operations.clone_image(catalog, self._key, name),
             devices={name: device} if device is not None else {},
@@ -118,7 +128,7 @@ class Image:
         while self._entry() is not None:
             look()
             if deadline is not None and time.monotonic() > deadline:
-                raise WaitTimeout(f"image {self.name!r} of group {group.name!r} is not gone after {timeout} s: what "
+                raise WaitTimeout(f"image {self.name!r} of group {group.name!r} is not gone after {timeout:g} s: what "
                                   f"stores show of it is being copied; it goes on", name=self.name)
             time.sleep(LOOK_EVERY)
             group.check()

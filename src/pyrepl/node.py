@@ -22,7 +22,7 @@ import msgspec
 from pyrepl._core.device import FileDevice
 from pyrepl.border import again, typed
 from pyrepl.catalog import VOLUME, check_name
-from pyrepl.errors import Exists, InUse, NotFound, PyreplError, Refused, UsageError
+from pyrepl.errors import Exists, InUse, NotFound, PyreplError, Refused, UsageError, counted
 from pyrepl.folder import ExportEntry, GroupEntry, NodeConfig, load_or_make, take_lock
 from pyrepl.group import Group
 from pyrepl.journal import Journal
@@ -225,11 +225,13 @@ class Node:
             resume: "ask": a primary that is started again asks the secondaries of all its links whether another site
                 has taken over meanwhile, and refuses writes until all have answered (``reason="asking"``) or it is told
                 to lead (``promote(alone=True)``). "alone": it leads at once.
-            force: use the journal device although the journal of another group stands there, which is lost.
+            force: use the journal device although something stands there, as the journal of another group, a file
+                system or a partition table: it is lost.
             options: more of them; region_size and alignment then count from there.
 
         Raises:
-            Exists: the name is taken; the journal's file exists; or a journal stands on it.
+            Exists: the name is taken, or the journal's file exists.
+            Refused: something stands on the journal's device, and ``force`` is not given.
             UsageError, InUse, NotFound, DeviceError: the text says what to do; nothing was changed.
         """
         self._check()
@@ -245,7 +247,7 @@ class Node:
         place = path_of(journal, "journal")
         if journal_size is None and not os.path.exists(place):
             raise NotFound(
-                f"there is no {place}: give journal_size to make a file, or the path of a device", path=place
+                f"there is no {place}: give the journal a size to make a file, or the path of a device", path=place
             )
         with self._lock:
             self._check()
@@ -311,7 +313,7 @@ class Node:
             if body.node_id != self.node_id and not force:
                 raise Refused(
                     f"the journal of group {body.name!r} on {place} belongs to another node ({body.node_id.hex()}): "
-                    f"open it there, or use force=True if that node will never open it again",
+                    f"open it there, or take it over with force if that node will never open it again",
                     reason="node",
                     journal=place,
                 )
@@ -641,15 +643,15 @@ class Node:
         if group.fault is not None:
             raise Refused(
                 f"group {name!r} has failed ({group.fault}), so nobody can see what it holds: open it again "
-                f"(open_group, `pyrepl group open {name}`) when the cause is gone; force=True forgets it, and leaves "
-                f"its journal and files where they are",
+                f"(`pyrepl group open {name}`) when the cause is gone; deleted with force it is forgotten, and its "
+                f"journal and files stay where they are",
                 reason="force",
             )
         stores = len(group.volumes) + len(group.snapshots)
         if stores:
-            some = "1 store" if stores == 1 else f"{stores} stores"
             raise Refused(
-                f"group {name!r} would be lost: it has {some}: remove them first, or use force=True", reason="force"
+                f"group {name!r} would be lost: it has {counted(stores, 'store')}: remove them first, or delete it "
+                f"with force", reason="force"
             )
 
     def _let_go(self, group: Group) -> None:

@@ -203,7 +203,7 @@ REFUSALS = {
     "itself": (lambda g, d: d.synchronize(d), UsageError, "same store"),
     "offsets-differ": (lambda g, d: g.copy_range(d, 0, "other", REGION, REGION), UsageError, "same offset"),
     "no-store": (lambda g, d: g.copy_range(d, 0, 5, 0, REGION), UsageError, "not a store"),
-    "has-snapshots": (lambda g, d: d.remove(), Refused, "has 1 snapshots"),
+    "has-snapshots": (lambda g, d: d.remove(), Refused, "has 1 snapshot \\("),
     "no-device-no-size": (lambda g, d: g.add_volume("x"), UsageError, "needs a device, or a size"),
     "size-zero": (lambda g, d: g.add_volume("x", size=0), UsageError, "positive"),
     "size-odd": (lambda g, d: g.add_volume("x", size=REGION + 1), UsageError, "nearest sizes"),
@@ -295,7 +295,10 @@ def test_devices_that_are_given(storage, nodes):
     spare = storage.device(SIZE)
     with open(spare, "r+b") as raw:
         raw.write(b"old" * 1000)
-    assert not any(group.add_volume("spare", spare, zero=True).read(0, SIZE))
+    with pytest.raises(Refused, match="holds data, which would be overwritten") as refused:
+        group.add_volume("spare", spare, zero=True)
+    assert refused.value.reason == "force"
+    assert not any(group.add_volume("spare", spare, zero=True, force=True).read(0, SIZE))
     short = storage.device(SIZE - REGION)
     with pytest.raises(Refused, match="less than the"):
         volume.clone("copy", device=short)

@@ -64,6 +64,7 @@ LEFT_OUT = {
         "outcome": INSIDE,
         "look_up": INSIDE,
         "between_steps": INSIDE,
+        "check_overwritten": INSIDE,
         "name_of": INSIDE,
         "operate": INSIDE,
         "take_back": INSIDE,
@@ -105,7 +106,7 @@ LEFT_OUT = {
     },
 }
 ADDED = {
-    "Node": {"metrics": "the daemon's", "channel": "for the handles"},
+    "Node": {"metrics": "the daemon's", "jobs": "of the daemon: who calls the API in a process of his own sees what comes of it", "channel": "for the handles"},
     "Group": {"channel": "for the handles", "key_of": "for the handles"},
     "Volume": {"key": "for the handles"},
     "Snapshot": {"key": "for the handles"},

@@ -32,6 +32,7 @@ import click
 import msgspec
 
 from pyrepl.errors import PyreplError, UsageError
+from pyrepl.runtime.streams import stand_in
 from pyrepl.service.notify import Notifier
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ def _from_flags(state: str, listen: tuple[str, ...], create: bool, socket: str, 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "file", metavar="FILE", help="Run by this configuration; docs/daemon.md has all its keys.")
-@click.option("--check", is_flag=True, help="With --config: only say whether it is right.")
+@click.option("--check", is_flag=True, help="With --config: only say whether it is right, with files that it names.")
 @click.option("--state", metavar="DIR", help="Without a configuration: the node's folder.")
 @click.option(
     "--listen", multiple=True, metavar="HOST:PORT", help="Take connections of primaries here; port 0: any. Repeatable."
@@ -278,6 +279,7 @@ def main(
       pyrepld --config /etc/pyrepl/node.toml
       pyrepld --state /var/lib/pyrepl --listen 127.0.0.1:7788 --socket /run/pyrepl/control.sock
     """
+    stand_in()
     if (file is None) == (state is None):
         raise click.UsageError("give --config FILE, or --state DIR")
     if file is not None and (listen or socket or insecure):
@@ -297,6 +299,9 @@ def main(
             if create:
                 config = msgspec.structs.replace(config, create=True)
         if check:
+            from pyrepl.service.serving import check_world
+
+            check_world(config)
             click.echo(f"{file}: is right")
             return
         Daemon(config, file).run()

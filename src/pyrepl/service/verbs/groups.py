@@ -79,7 +79,7 @@ def group_stores(call: Call, request: requests.GroupStores) -> tuple[StoreInfo, 
 
 def group_add_volume(call: Call, request: requests.GroupAddVolume) -> StoreMade:
     volume = call.node.group(request.group).add_volume(
-        request.name, request.device_path, size=request.size, zero=request.zero, wait=False
+        request.name, request.device_path, size=request.size, zero=request.zero, force=request.force, wait=False
     )
     return made(call, volume, request)
 
@@ -229,7 +229,7 @@ def group_verified(call: Call, request: requests.GroupVerified) -> dict[str, Any
     if judged is None:
         raise UsageError(
             f"group {group.name!r}: nothing is known of a comparison of what stands at LSN {request.lsn}: only the "
-            f"result of an operation with verify=True is compared, and known until the group is closed",
+            f"result of an operation that is made to be verified is compared, and known until the group is closed",
             lsn=request.lsn,
         )
     return judged.wait(request.timeout, call.progress)
@@ -269,7 +269,7 @@ def group_demote(call: Call, request: requests.GroupDemote) -> int:
 
 
 def group_promote(call: Call, request: requests.GroupPromote) -> int:
-    return call.node.group(request.group).promote(alone=request.alone)
+    return call.node.group(request.group).promote(alone=request.alone, force=request.force)
 
 
 def group_takeover(call: Call, request: requests.GroupTakeover) -> int:
