@@ -91,7 +91,7 @@ def test_a_refusal_is_told_until_the_two_agree(nodes, tmp_path):
     pair = Pair(nodes, tmp_path)
     link = pair.link()
     link.wait_synced(WAIT)
-    pair.far_group.promote(alone=True)
+    pair.far_group.promote(alone=True, force=True)
     until(lambda: "is a primary on this node" in pair.far_group.status()["last_refusal"], "the old one has knocked", WAIT)
     pair.group.demote(force=True)
     host, port = pair.here.listen("127.0.0.1")
