@@ -163,8 +163,9 @@ class Group:
         from pyrepl.views import PROTECTIVE
 
         self.check()
-        views = self.site.views
-        return [KeptSnapshot(self, entry) for entry in (*views.kept(), *views.kept(PROTECTIVE))]
+        views, protective = self.site.views, self.site.protective.status() is not None  # else it is about to go
+        entries = (*views.kept(), *(views.kept(PROTECTIVE) if protective else ()))
+        return [KeptSnapshot(self, entry) for entry in entries]
 
     def kept_snapshot(self, name: str) -> KeptSnapshot:
         """The kept snapshot of that name.
