@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyrepl.attachment import Attachment, check_number
+from pyrepl.attachment import Attachment, check_fed, check_number
 from pyrepl.catalog import check_name
 from pyrepl.errors import Exists, NotFound, UsageError
 from pyrepl.options import LinkOptions
@@ -67,6 +67,8 @@ class Attachments:
                 raise UsageError(f"{address!r} has no port to connect to: give that of the other node", address=address)
             if name in ("primary", "here"):
                 raise UsageError(f"{name!r} means this site: give the link another name", name=name)
+            if group.role != PRIMARY:
+                check_fed(group.name, mode=mode)
             with group.admission:
                 if name in self._known:
                     raise Exists(
@@ -96,6 +98,11 @@ class Attachments:
         from pyrepl.link import Link
 
         return Link(self._group.site, name, address=address, mode=mode, options=options, guard=self.guard)
+
+    def free_name(self, name: str) -> str:
+        """This name, or one like it that no link has: a successor may have links of its own."""
+        return next(free for free in (name, *(f"{name}-{number}" for number in range(2, len(self._known) + 3)))
+                    if free not in self._known)
 
     def enter(self, links: list[Link]) -> None:
         """These are part of the site already: they begin to connect."""

@@ -228,9 +228,11 @@ class Changeover:
                     group.succession.cancel()
                     group.attachments.end()
                 told = site.end.succession if not site.successor else None
-                links = [group.attachments.make(info.name, info.address, info.mode, _options(info))
+                links = [group.attachments.make(group.attachments.free_name(info.name), info.address, info.mode,
+                                                _options(info))
                          for info in told or ()]
                 lsn = site.roles.take_lead(alone=alone, links=links)
+                group.attachments.redial()  # those that it had as a secondary tell who leads now
                 group.attachments.enter(links)
             finally:
                 site.roles.changing = False

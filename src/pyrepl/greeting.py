@@ -29,10 +29,13 @@ class Greeting:
     Args:
         site: the engine of the group (see ``site``).
         name: of the link.
+        path: the nodes that feed this site, if it is a secondary itself, nearest first.
     """
 
-    def __init__(self, site: Any, name: str, mode: str, ledger: Ledger, session: Session) -> None:
+    def __init__(self, site: Any, name: str, mode: str, ledger: Ledger, session: Session,
+                 path: list[bytes] | None = None) -> None:
         self.site = site
+        self.path = path or []
         self.name, self.mode = name, mode
         self.ledger = ledger
         self.session = session
@@ -63,6 +66,7 @@ class Greeting:
                 stores=introduce(site.end.catalog),
                 overrules=self.ledger.overrules,
                 asks=site.roles.asking,
+                path=self.path,
             )
         )
 
@@ -149,7 +153,11 @@ class Greeting:
         if parted.ours and not (welcome.yields or ledger.overrules):
             site.roles.meet(welcome.node, parted.turned())
             self._refuse(words(parted, site.name, me="the secondary", other="this primary"), "lineage")
-        known, ledger.peer = ledger.peer is not None, welcome.node
+        if self.path and welcome.lsn > here and lineage.starts_with(site.lineage):
+            self._refuse(f"the secondary has events up to {welcome.lsn}, and this site, which is fed itself, up to {here}: "
+                         f"it waits until its own primary has brought it as far", "busy")
+        strange = ledger.peer is not None and ledger.turns not in (None, welcome.turns)
+        known, ledger.peer = ledger.peer is not None and not strange, welcome.node
         self.consistent = welcome.consistent
         self.applied_lsn, self.received_lsn = min(welcome.applied, fork), fork
         lost = ""
@@ -166,6 +174,8 @@ class Greeting:
         told = base.lsn > fork or ledger.advance(fork, {refusal.lsn for refusal in welcome.refusals})
         if not lost and not told:
             lost = f"the journal does not tell what changed up to {fork}"
+        if strange and not lost and not welcome.consistent:
+            lost = "another site has fed it meanwhile, and has not made it consistent"
         there = {info.id: info for info in welcome.stores}
         tail = self._tail(welcome, fork) if fork < welcome.lsn and fork == base.lsn else None
         if tail is not None:
@@ -176,7 +186,7 @@ class Greeting:
             ledger.differs_nowhere()
         elif any(not refusal.lsn for refusal in welcome.refusals):
             base.divergence.enter_all()
-        self.refusals = welcome.refusals
+        self.refusals, ledger.turns = welcome.refusals, welcome.turns
         self._match(there, lost)
         if lost:
             self.consistent = False

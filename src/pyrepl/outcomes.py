@@ -1,6 +1,6 @@
 """What came of plug-ins at this site, and who has still to hear of it.
 
-    known       of operations that this site has performed and decided: until no link may send them any more. A
+    known       of operations that this site has performed, and has decided or is to pass on: until no link may send them any more. A
                 checkpoint holds them, and so does the note that performs the operation
     surprises   of operations that another site decided, and of which this one has not the result: until its primary
                 has heard
@@ -82,9 +82,9 @@ class Outcomes:
         """
         self._admitted.pop(lsn, None)
         self.done()
-        if done.decides:
-            self.known[lsn] = done.outcomes
-        elif done.differs and not is_known:
+        if done.decides or self.site.links:
+            self.known[lsn] = done.decided
+        if not done.decides and done.differs and not is_known:
             with self.site.guard:  # the thread that reads the link may be there
                 self.site.end.refuse(lsn, done.differs)
                 self.surprises[lsn] = done.differs

@@ -248,6 +248,8 @@ class Replica:
             self._refuse(
                 "version", f"this site speaks version {layout.WIRE_VERSION} of the protocol, the primary does not"
             )
+        if hello.path:
+            self._judge_path(hello)
         if site.role != "secondary" and hello.overrules and self._overruled(hello):
             self._refuse("busy", f"group {site.name!r} is a primary here, and steps down for the one that overrules it")
         if site.role != "secondary":
@@ -279,7 +281,17 @@ class Replica:
             if hello.group != site.group_id:
                 self._refuse("group", f"this node holds another group under the name {site.name!r}")
             lineage = Lineage.decode(hello.lineage)
-            site.roles.judge(hello.node, lineage, hello.lsn, overrules=hello.overrules)
+            site.roles.judge(hello.node, lineage, hello.lsn, path=hello.path, overrules=hello.overrules)
+
+    def _judge_path(self, hello: Hello) -> None:
+        """The one that asks is a secondary itself: it feeds nobody who leads, nor anybody above it."""
+        site = self.site
+        if site.role != "secondary":
+            self._refuse("role", f"group {site.name!r} is a primary on this node, and a secondary on the one that asks: "
+                                 f"a secondary feeds no primary. Remove that link there")
+        if site.node_id in hello.path:
+            self._refuse("identity", f"a loop: the one that asks is fed by this node, directly or through others, so it "
+                                     f"cannot feed group {site.name!r} here. Remove that link there")
 
     def _refuse_primary(self, hello: Hello) -> None:
         """There are two primaries: what each has that the other lacks decides what is to be done."""
@@ -308,7 +320,7 @@ class Replica:
         self.judge(hello)
         self._hello = hello
         if site.group_id is not None:
-            site.roles.follow(hello.node)  # rule role_follow
+            site.roles.follow(hello.node, hello.path)  # rule role_follow
         self._settle_position()
         return self.session.send(
             Welcome(
@@ -325,6 +337,7 @@ class Replica:
                 stores=introduce(site.end.catalog),
                 yields=site.end.yields,
                 refusals=list(site.end.refusals),
+                turns=site.turns,
                 tail=site.end.tails.get(hello.node),
             )
         )
@@ -360,7 +373,8 @@ class Replica:
         if len(names) != len(site.end.catalog.stores):
             self._refuse("stores", "the primary names volumes that this site does not have")
         lineage = Lineage.decode(pair.lineage)
-        site.intake.adopt(pair.group, {name: info.id for name, info in names.items()}, lineage, pair.lsn, pair.node)
+        site.intake.adopt(pair.group, {name: info.id for name, info in names.items()}, lineage, pair.lsn, pair.node,
+                          hello.path)
         self._settle_position()
         return self.session.send(Paired(lsn=pair.lsn))
 

@@ -16,7 +16,7 @@ connections are ended before (``group``), nor how the other site is led back (``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pyrepl.catalog import MOST_VIEWS, VOLUME, Store
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pyrepl.site import Site
 
 PRIMARY, SECONDARY = "primary", "secondary"
+MOST_ABOVE = 14  # sites above the one that feeds this secondary: what it tells its own secondaries has room for two more
 MOST_PARTED = 16  # nodes with which there is a split brain that are remembered
 
 
@@ -47,6 +48,7 @@ class Roles:
         self.refused = ""  # why the last primary that knocked was sent away
         self.parted: dict[bytes, Parting] = {}  # nodes met since the start, with which there is a split brain
         self.asked: Callable[[], None] = lambda: None  # called when a primary has asked this site to lead
+        self.is_fed: Callable[[], bool] = lambda: False  # whether somebody feeds this site now
 
     # ---- a primary that was started
 
@@ -97,13 +99,14 @@ class Roles:
         here.handed_over, here.tails, here.yields = not site.links and not yields, {}, yields
         for link in site.followers:
             with link.guard:
+                link.is_ending = link.name != successor
                 tail = link.ledger.tail()
             if link.peer is not None and tail is not None:
                 here.tails[link.peer] = tail
         site.successor, here.succession = successor, succession
         site.end = here.copy()
         self.asking = False
-        site.role, site.fed_by = SECONDARY, None
+        site.role, site.fed_by, site.above = SECONDARY, None, []
         site.remembered.clear()
         site.delay.begin()
         site.checkpoint()  # rule role_checkpoint: it names the role, and no links
@@ -195,6 +198,9 @@ class Roles:
         site.delay.end()
         if not site.here.consistent:
             site.protective.go_back()  # rule protect_return: durable with the role
+            for link in site.links.values():
+                with link.guard:
+                    link.begin_again("this site went back to its protective snapshot")
         state = site.window.state()
         check(state.durable_position == state.end_position, "what is applied is durable")
         here, generation, group = site.here, site.entropy(16), site.group_id
@@ -208,7 +214,7 @@ class Roles:
         site.role = PRIMARY
         if site.fed_by is not None:
             site.remember(site.fed_by)
-        site.fed_by = None
+        site.fed_by, site.above = None, []
         for link in links:
             link.begin()
             site.links[link.name] = link
@@ -219,10 +225,12 @@ class Roles:
 
     # ---- a secondary and the primaries that knock
 
-    def judge(self, node: bytes, lineage: Lineage, lsn: int, *, overrules: bool = False) -> None:
+    def judge(self, node: bytes, lineage: Lineage, lsn: int, *, path: Collection[bytes] = (),
+              overrules: bool = False) -> None:
         """Whether this primary's history continues that of this secondary; changes nothing.
 
         Args:
+            path: nodes that feed the one that asks, which is a secondary itself.
             overrules: this site is told to lose what only it has.
 
         Raises:
@@ -236,6 +244,11 @@ class Roles:
             self.meet(node, parted)
             raise Refused(words(parted, site.name, me="this secondary", other="the primary"), reason="lineage")
         if site.fed_by in (None, node) or overrules:
+            return
+        if {node, *path} & {site.fed_by, *site.above}:  # of one chain: each of them has the order of the same primary
+            if self.is_fed():
+                raise Refused(f"node {site.fed_by.hex()} feeds this secondary now, and one is enough: remove that link "
+                              f"there if this one is to", reason="identity")
             return
         if not lineage.starts_with(mine.lineage):
             raise Refused("the group was paired with another primary, whose history this one does not know",
@@ -325,14 +338,16 @@ class Roles:
         snapshots.sort(key=lambda store: store.id, reverse=True)
         return volumes + snapshots[: max(MOST_VIEWS - len(volumes), 0)]
 
-    def follow(self, node: bytes) -> None:
-        """It was judged, and feeds this site from here on."""
-        if self.site.fed_by != node:
-            self.site.exclusive(lambda: self._follow(node))
+    def follow(self, node: bytes, path: list[bytes]) -> None:
+        """It was judged, and feeds this site from here on; ``path``: who feeds it, if it is a secondary itself."""
+        above = path[:MOST_ABOVE]
+        if (self.site.fed_by, self.site.above) != (node, above):
+            self.site.exclusive(lambda: self._follow(node, above))
         self.refused = ""
         self.meet(node, None)
 
-    def _follow(self, node: bytes) -> None:
-        self.site.fed_by = node
+    def _follow(self, node: bytes, above: list[bytes]) -> None:
+        self.site.turns += self.site.fed_by not in (None, node)
+        self.site.fed_by, self.site.above = node, above
         self._forget_successor()
         self.site.checkpoint()
