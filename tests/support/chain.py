@@ -10,6 +10,7 @@ import random
 from typing import Any
 
 from pyrepl._core import view
+from pyrepl.lineage import common
 from pyrepl.link import Link
 from tests.support.pair import REGION, Pair
 from tests.support.simulation import World, create_site, open_site, small_options
@@ -46,6 +47,13 @@ class Hop(Pair):
         if self.link.wants_checkpoint:
             self.a.checkpoint()
         super().connect()
+
+    def check(self) -> None:
+        """Of one who stands on the way of the history that leads."""
+        self.settle(self.b)
+        here = self.b.end
+        if common(self.chain.a.lineage, self.lsn, here.lineage, here.lsn) == here.lsn:
+            super().check()
 
     def send(self) -> bool:
         if self.session is not None and self.link.is_stale:

@@ -56,7 +56,9 @@ def lines(status: dict[str, Any], paint: Paint = plain, *, width: int = 0) -> li
             steady += f" (a takeover goes back to LSN {kept['lsn']})"
         standing += _delayed(status.get("delay"), paint)
         led = "".join(", " + paint(split_brain(status, one), "bad") for one in parted) or _led(status, paint)
-        return [f"{name}  {role}  {steady}{led}{standing}, at LSN {status['lsn']['applied']} ({journal})"]
+        first = f"{name}  {role}  {steady}{led}{standing}, at LSN {status['lsn']['applied']} ({journal})"
+        blank = " " * len(f"{name}  {role}")
+        return [first, *(f"{blank}  → {link['name']}  {_link(link, journal, paint)}" for link in status["links"])]
     if status.get("asking"):
         why = " and ".join(paint(split_brain(status, one), "bad") for one in parted)
         why = why or f"it asks {', '.join(status['asking'])} whether another site leads"
