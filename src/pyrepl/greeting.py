@@ -154,8 +154,8 @@ class Greeting:
             site.roles.meet(welcome.node, parted.turned())
             self._refuse(words(parted, site.name, me="the secondary", other="this primary"), "lineage")
         if self.path and welcome.lsn > here and lineage.starts_with(site.lineage):
-            self._refuse(f"the secondary has events up to {welcome.lsn}, and this site, which is fed itself, up to {here}: "
-                         f"it waits until its own primary has brought it as far", "busy")
+            self._refuse(f"the secondary has events up to {welcome.lsn}, and this site, which is fed itself, up to "
+                         f"{here}: it waits until its own primary has brought it as far", "busy")
         strange = ledger.peer is not None and ledger.turns not in (None, welcome.turns)
         known, ledger.peer = ledger.peer is not None and not strange, welcome.node
         self.consistent = welcome.consistent

@@ -68,7 +68,7 @@ class Intake:
             return
         with site.guard:
             self.turning = True
-            for link in site.links.values():
+            for link in list(site.links.values()):
                 link.void()
         site.exclusive(self._begin_again)
 

@@ -318,7 +318,7 @@ def may_be_refused(effect: Effect) -> bool:
 
 
 def passed(entry: Entry, region_size: int) -> Passed | None:
-    """What a record means that is neither an event nor an operation; None: it is a note, and means nothing to a peer."""
+    """What a record means that is neither an event nor an operation; None: it is a note, or one of these."""
     if entry.kind != layout.RECORD_BATCH:
         return None
     if entry.batch_kind == layout.BATCH_COPIED:

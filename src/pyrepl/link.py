@@ -509,7 +509,8 @@ class Link:
         if plan.step is not None:
             return self._place_copy(plan.step, plan.copied)
         entry, ahead = plan.entry, self.ahead
-        if not self.is_open or self.is_stale or plan.position != ahead.position or self.ledger.next_piece(ahead.lsn) is not None:
+        void = not self.is_open or self.is_stale or plan.position != ahead.position
+        if void or self.ledger.next_piece(ahead.lsn) is not None:
             for pinned in (entry, plan.lot):
                 if pinned is not None:
                     pinned.release()
@@ -817,7 +818,9 @@ class Link:
     def _place_copy(self, step: Step, copied: tuple[bytes, memoryview, int] | None) -> Out | None:
         window = self.site.window
         self._catch_up = window.state().durable_position
-        if copied is None or not self.is_open or self.is_stale or not self._is_settled or window.store_size(step.store) != step.size:
+        if not self.is_open or self.is_stale or not self._is_settled:
+            return None
+        if copied is None or window.store_size(step.store) != step.size:
             return None
         head, payload, _ = copied
         self.item += 1

@@ -1,7 +1,7 @@
 """What came of plug-ins at this site, and who has still to hear of it.
 
-    known       of operations that this site has performed, and has decided or is to pass on: until no link may send them any more. A
-                checkpoint holds them, and so does the note that performs the operation
+    known       of operations that this site has performed, and has decided or is to pass on: until no link may send
+                them any more. A checkpoint holds them, and so does the note that performs the operation
     surprises   of operations that another site decided, and of which this one has not the result: until its primary
                 has heard
 

@@ -287,11 +287,11 @@ class Replica:
         """The one that asks is a secondary itself: it feeds nobody who leads, nor anybody above it."""
         site = self.site
         if site.role != "secondary":
-            self._refuse("role", f"group {site.name!r} is a primary on this node, and a secondary on the one that asks: "
-                                 f"a secondary feeds no primary. Remove that link there")
+            self._refuse("role", f"group {site.name!r} is a primary on this node, and a secondary on the one that "
+                                 f"asks: a secondary feeds no primary. Remove that link there")
         if site.node_id in hello.path:
-            self._refuse("identity", f"a loop: the one that asks is fed by this node, directly or through others, so it "
-                                     f"cannot feed group {site.name!r} here. Remove that link there")
+            self._refuse("identity", f"a loop: the one that asks is fed by this node, directly or through others, so "
+                                     f"it cannot feed group {site.name!r} here. Remove that link there")
 
     def _refuse_primary(self, hello: Hello) -> None:
         """There are two primaries: what each has that the other lacks decides what is to be done."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pyrepl.site import Site
 
 PRIMARY, SECONDARY = "primary", "secondary"
-MOST_ABOVE = 14  # sites above the one that feeds this secondary: what it tells its own secondaries has room for two more
+MOST_ABOVE = 14  # sites above the one that feeds a secondary: what that tells its own links has room for two more
 MOST_PARTED = 16  # nodes with which there is a split brain that are remembered
 
 

@@ -162,8 +162,7 @@ def test_what_is_refused(chain, nodes, tmp_path):
 
 
 def why(link, word):
-    return until(lambda: (text := link.status()["last_error"]) if word in (link.status()["last_error"] or "") else "",
-                 f"it is refused with {word!r}", WAIT)
+    until(lambda: word in link.status()["last_error"], f"it is refused with {word!r}", WAIT)
 
 
 def test_a_loop_is_refused(chain):
@@ -293,6 +292,29 @@ def test_a_fork_takes_the_middle_and_the_last_site_back(chain, nodes, tmp_path):
     until(lambda: chain.link().status()["synced"] and chain.group("last").applied_lsn == lsn, "the last site follows", WAIT)
     chain.equal(leader="other")
     assert chain.group("last").status()["split_brain"] == []
+
+
+@pytest.mark.parametrize("middle", [False, True])
+def test_more_than_a_journal_while_the_last_site_is_away(chain, middle):
+    """The middle folds what the last site lacks; ``middle``: what that site lacked itself, too."""
+    near = chain.group("near")
+    data = near.volume("data")
+    chain.link().pause()
+    if middle:
+        near.link("paris").pause()
+    for _ in range(16):
+        data.write(0, os.urandom(MIB))
+        data.write(MIB + REGION, os.urandom(REGION))
+    data.snapshot("kept")
+    if middle:
+        near.link("paris").resume()
+    near.link("paris").wait_synced(WAIT)
+    for _ in range(16):
+        data.write(0, os.urandom(MIB))
+    near.link("paris").wait_synced(WAIT)
+    chain.link().resume()
+    chain.await_last()
+    chain.equal()
 
 
 def test_a_lag_is_the_same_as_of_one_link_more(chain):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tests.engine.test_cascade import WEIGHTS, turn
+from tests.engine.test_cascade import WEIGHTS, lead_elsewhere, turn
 from tests.support.chain import Chain, Hop
 from tests.support.far import copy_of
 from tests.support.simulation import World, open_site
@@ -18,6 +18,7 @@ class UnderFire(Chain):
         super().__init__(seed)
         self.fire, self.rate, self.judged, self.judging = random.Random(seed ^ 0xF1FE), rate, 0, False
         self.failures: list[Exception] = []
+        self.lead_node = b"A" * 16
 
     def watch(self) -> None:
         self.worlds[1].on_tick = self.on_tick
@@ -44,7 +45,7 @@ class UnderFire(Chain):
         twin.to_b, twin.to_a, twin.replies, twin.errors = bytearray(), bytearray(), b"", []
         twin.contents = {}
         twin.hop = Hop(twin, self.seed)
-        twin.a = open_site(twin.worlds[0], self.fire.randrange(1 << 30), node=b"A" * 16)
+        twin.a = open_site(twin.worlds[0], self.fire.randrange(1 << 30), node=self.lead_node)
         twin.b = open_site(image, self.fire.randrange(1 << 30), node=b"B" * 16)
         twin.c = open_site(twin.worlds[2], self.fire.randrange(1 << 30), node=b"C" * 16)
         twin.lsn = twin.a.window.state().end_lsn
@@ -72,6 +73,40 @@ def test_whatever_is_left_of_the_middle_goes_on(seed):
         one.worlds[1].on_tick = None
         one.heal()
         assert one.judged > 0
+    finally:
+        one.worlds[1].on_tick = None
+        one.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_fork_of_the_middle_is_cut_anywhere(seed):
+    """A power cut of the middle while it is led back, with the last site before or behind the fork."""
+    one = UnderFire(seed, 0.3)
+    try:
+        one.pair_up()
+        one.heal()
+        lead = lead_elsewhere(one)
+        if seed % 2:
+            one.hop.cut()
+        for _ in range(20):
+            one.random_write()
+        for _ in range(100):
+            one.talk(one)
+            if not seed % 2:
+                one.talk(one.hop)
+        lead()
+        one.lead_node = b"D" * 16
+        for _ in range(6):
+            one.random_write()
+        one.watch()
+        for _ in range(60):
+            one.talk(one)
+            one.talk(one.hop)
+            if one.failures:
+                raise one.failures[0]
+        one.worlds[1].on_tick = None
+        one.heal()
+        assert one.judged > 5
     finally:
         one.worlds[1].on_tick = None
         one.close()

@@ -1,16 +1,21 @@
 """A secondary with a link of its own, in simulation, against the truth: stories with cuts of each link and power cuts of
 each site (model, "Cascade")."""
 
+import random
+from contextlib import suppress
+
 import pytest
 
 from pyrepl import operations
 from pyrepl._core import view
+from pyrepl.errors import PyreplError
 from pyrepl.link import Link, Plan
 from pyrepl.site import Site
 from tests.support.chain import Chain
 from tests.support.far import copy_of
-from tests.support.pair import REGION
-from tests.support.simulation import entropy_of, small_options
+from tests.support.pair import REGION, Pair
+from tests.support.plugs import Plugs, random_work
+from tests.support.simulation import add_image, entropy_of, small_options
 
 WEIGHTS = {"write": 20, "operate": 5, "talk": 12, "talk on": 12, "cut": 1, "cut on": 1, "crash": 0.7, "checkpoint": 2, "fold": 0.7,
            "fold on": 0.4, "doubt": 0.5, "apply": 4, "check": 3}
@@ -87,6 +92,60 @@ def test_stories_end_with_three_equal_sites(chain, seed):
     assert [error for error in one.hop.errors if "tries again" not in error] == []
 
 
+class WorkingChain(Chain):
+    """Plug-ins that one site or the other does not come to the same with, images that one or the other lacks, and early
+    operations."""
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        for number, (world, site) in enumerate(zip(self.worlds, (self.a, self.b, self.c), strict=True)):
+            def wrong(salt, number=number):
+                roll = random.Random(salt + bytes([number])).random() if number else 1
+                return "missing" if roll < 0.1 else "writes" if roll < 0.2 else ""
+            world.plugins = site.plugins = Plugs(seed, wrong)
+        self.keys = []
+        for name, where in (("all", (0, 1, 2)), ("not-b", (0, 2)), ("not-c", (0, 1)), ("only-a", (0,))):
+            content = self.rng.randbytes(6 * REGION)
+            for number in where:
+                key = add_image((self.a, self.b, self.c)[number], self.worlds[number], name, content)
+            self.keys.append(key)
+            self.contents[key.digest] = content
+
+    def random_operation(self):
+        catalog, roll = self.a.end.catalog, self.rng.random()
+        if not catalog.stores or roll < 0.4:
+            return super().random_operation()
+        if roll < 0.7:
+            return self.operate(random_work(self.rng, catalog, REGION))
+        self.settle(self.a)  # the room of a checkpoint for outcomes, too
+        store = self.rng.choice(list(catalog))
+        count = self.rng.randrange(1, min(store.size // REGION, 6) + 1)
+        with suppress(PyreplError):
+            return self.operate(operations.copy_image("restore", catalog, store.name, self.rng.choice(self.keys), 0, count * REGION,
+                                                      region_size=REGION))
+
+
+@pytest.mark.parametrize("seed", range(100, 124))
+def test_stories_with_what_a_site_cannot_do(seed):
+    """What the middle refuses the last site performs, and the other way round."""
+    one = WorkingChain(seed)
+    try:
+        one.pair_up()
+        one.heal()
+        weights = {**WEIGHTS, "operate": 10, "fold": 0.3}
+        for _ in range(200):
+            what = one.rng.choices(list(weights), list(weights.values()))[0]
+            try:
+                turn(one, what)
+            except Exception as error:
+                error.add_note(f"seed {seed}, at {what}")
+                raise
+        one.heal()
+        assert [error for error in one.hop.errors if "again" not in error] == []
+    finally:
+        one.close()
+
+
 def test_what_the_middle_is_sent_beside_the_order_reaches_the_last(chain):
     """The first link overflows; what is skipped to the middle is skipped to the last one, and copied there once."""
     one = chain(1)
@@ -100,6 +159,23 @@ def test_what_the_middle_is_sent_beside_the_order_reaches_the_last(chain):
     before = one.hop.link.bytes_sent["copied"]
     one.heal()
     assert REGION * 2 <= one.hop.link.bytes_sent["copied"] - before < REGION * 3
+
+
+def test_a_skip_after_which_nothing_differs(chain):
+    """What was skipped belonged to a store that is deleted since: the last site is told that it is consistent all the
+    same."""
+    one = chain(8)
+    one.pair_up()
+    one.operate(operations.snapshot(one.a.end.catalog, ["a"], ["short"]))
+    one.heal()
+    one.cut()
+    one.write(one.a.end.catalog.by_name("short").id, 0, b"s" * REGION)
+    one.operate(operations.delete(one.a.end.catalog, "short"))
+    one.settle(one.a)
+    fold(one.a)
+    before = one.hop.link.bytes_sent["copied"]
+    one.heal()
+    assert one.hop.link.bytes_sent["copied"] == before
 
 
 def test_an_operation_is_performed_at_the_last_site_as_itself(chain):
@@ -269,3 +345,29 @@ def test_the_middle_leads_from_its_protective_snapshot(chain):
             break
     assert one.c.here.consistent and one.c.here.lsn == lsn
     one.hop.compare(one.truth[lsn])
+
+
+@pytest.mark.parametrize("seed", range(200, 216))
+def test_the_middle_leads_after_any_story(seed):
+    """It goes on with its link, wherever the last site stands, and whether it is consistent or goes back."""
+    one = Chain(seed, regions=12)
+    try:
+        one.pair_up()
+        one.heal()
+        for _ in range(120):
+            turn(one, one.rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0])
+        one.cut()
+        assert one.b.end.consistent or one.b.protective.snapshot is not None
+        lsn = one.b.roles.take_lead(alone=True)
+        two = object.__new__(Pair)
+        two.__dict__.update(one.hop.__dict__, a=one.b, b=one.c, worlds=one.worlds[1:], contents={}, lsn=lsn,
+                            truth={at: stores for at, stores in one.truth.items() if at <= lsn}, fresh=10 ** 6)
+        for _ in range(20):
+            two.random_write()
+            if two.session is not None and two.link.is_stale:
+                two.cut("stale")
+        if two.link.wants_checkpoint:
+            two.a.checkpoint()
+        two.heal()
+    finally:
+        one.close()
