@@ -8,6 +8,7 @@ paused, changed and waited for is ``attachment``'s; who leads is ``changeover``'
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from pyrepl.site import Site
 
 _LOOK = 0.002  # seconds between two looks at links whose first answer is waited for
+
+
+def numbered(name: str) -> Iterator[str]:
+    """Names like this one."""
+    return (f"{name}-{number}" for number in itertools.count(2))
 
 
 class Attachments:
@@ -99,10 +105,15 @@ class Attachments:
 
         return Link(self._group.site, name, address=address, mode=mode, options=options, guard=self.guard)
 
-    def free_name(self, name: str) -> str:
-        """This name, or one like it that no link has: a successor may have links of its own."""
-        return next(free for free in (name, *(f"{name}-{number}" for number in range(2, len(self._known) + 3)))
-                    if free not in self._known)
+    def free_names(self, names: list[str]) -> list[str]:
+        """These, or names like them that no link has: a successor may have links of its own."""
+        taken = {*self._known}
+        found = []
+        for name in names:
+            free = next(one for one in itertools.chain((name,), numbered(name)) if one not in taken)
+            found.append(free)
+            taken.add(free)
+        return found
 
     def enter(self, links: list[Link]) -> None:
         """These are part of the site already: they begin to connect."""

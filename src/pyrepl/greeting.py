@@ -67,6 +67,7 @@ class Greeting:
                 overrules=self.ledger.overrules,
                 asks=site.roles.asking,
                 path=self.path,
+                turns=site.turns,
             )
         )
 
@@ -129,6 +130,7 @@ class Greeting:
             self._refuse("this site takes in what changed since the link was made, then tries again", "busy")
         if problem:
             self._refuse(problem, "stores")
+        self.ledger.turns = welcome.turns
         self._stores = [store for store in base.catalog if store.kind == VOLUME]
         self._peer = welcome.node
         return self.session.send(

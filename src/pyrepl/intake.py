@@ -238,17 +238,17 @@ class Intake:
         return store.id
 
     def adopt(self, group_id: bytes, ids: dict[str, int], lineage: Lineage, lsn: int, primary: bytes,
-              above: list[bytes]) -> None:
+              above: list[bytes], turns: int) -> None:
         """First pairing: this secondary takes over identity, store numbers, lineage and position; durable on return.
 
         Raises:
             Diverged: it is paired already, with another group.
         """
         site = self.site
-        site.exclusive(lambda: self._adopt(group_id, ids, lineage, lsn, primary, above))
+        site.exclusive(lambda: self._adopt(group_id, ids, lineage, lsn, primary, above, turns))
 
     def _adopt(self, group_id: bytes, ids: dict[str, int], lineage: Lineage, lsn: int, primary: bytes,
-               above: list[bytes]) -> None:
+               above: list[bytes], turns: int) -> None:
         site = self.site
         if site.group_id is not None:
             raise Diverged(
@@ -263,7 +263,8 @@ class Intake:
         site.shelf.renumber({store.id: (ids[store.name], store.size) for store in site.here.catalog})
         site.here = Point(lsn=lsn, lineage=lineage, consistent=False, item=0, catalog=adopted)
         site.end = site.here.copy()
-        site.group_id, site.fed_by, site.above = group_id, primary, above[:MOST_ABOVE]
+        site.group_id, site.fed_by = group_id, primary
+        site.above, site.turns_there = above[:MOST_ABOVE], turns
         site.window.set_generation(lineage.generation, group_id)
         site.window.set_lsn(lsn)
         state = site.window.state()

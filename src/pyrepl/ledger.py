@@ -115,7 +115,7 @@ class Ledger:
         """Takes over what is remembered of the same secondary."""
         self.peer, self.base, self.backlog = known.peer, known.base, known.backlog
         self.doubted, self.resync_reason = known.doubted, ""
-        self.steady, self.since = known.steady, known.since
+        self.steady, self.since, self.turns = known.steady, known.since, known.turns
         for piece in self.backlog:
             piece.fold = self._fold
 

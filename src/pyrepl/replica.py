@@ -320,7 +320,7 @@ class Replica:
         self.judge(hello)
         self._hello = hello
         if site.group_id is not None:
-            site.roles.follow(hello.node, hello.path)  # rule role_follow
+            site.roles.follow(hello.node, hello.path, hello.turns)  # rule role_follow
         self._settle_position()
         return self.session.send(
             Welcome(
@@ -374,7 +374,7 @@ class Replica:
             self._refuse("stores", "the primary names volumes that this site does not have")
         lineage = Lineage.decode(pair.lineage)
         site.intake.adopt(pair.group, {name: info.id for name, info in names.items()}, lineage, pair.lsn, pair.node,
-                          hello.path)
+                          hello.path, hello.turns)
         self._settle_position()
         return self.session.send(Paired(lsn=pair.lsn))
 

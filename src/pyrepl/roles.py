@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pyrepl.site import Site
 
 PRIMARY, SECONDARY = "primary", "secondary"
+NOBODY = bytes(16)  # in place of the node that feeds a secondary which nobody feeds
 MOST_ABOVE = 14  # sites above the one that feeds a secondary: what that tells its own links has room for two more
 MOST_PARTED = 16  # nodes with which there is a split brain that are remembered
 
@@ -245,7 +246,7 @@ class Roles:
             raise Refused(words(parted, site.name, me="this secondary", other="the primary"), reason="lineage")
         if site.fed_by in (None, node) or overrules:
             return
-        if {node, *path} & {site.fed_by, *site.above}:  # of one chain: each of them has the order of the same primary
+        if {node, *path} & ({site.fed_by, *site.above} - {NOBODY}):  # of one chain: each of them has the order of the same primary
             if self.is_fed():
                 raise Refused(f"node {site.fed_by.hex()} feeds this secondary now, and one is enough: remove that link "
                               f"there if this one is to", reason="identity")
@@ -338,16 +339,21 @@ class Roles:
         snapshots.sort(key=lambda store: store.id, reverse=True)
         return volumes + snapshots[: max(MOST_VIEWS - len(volumes), 0)]
 
-    def follow(self, node: bytes, path: list[bytes]) -> None:
-        """It was judged, and feeds this site from here on; ``path``: who feeds it, if it is a secondary itself."""
-        above = path[:MOST_ABOVE]
-        if (self.site.fed_by, self.site.above) != (node, above):
-            self.site.exclusive(lambda: self._follow(node, above))
+    def follow(self, node: bytes, path: list[bytes], turns: int) -> None:
+        """It was judged, and feeds this site from here on.
+
+        Args:
+            path: who feeds it, if it is a secondary itself.
+            turns: how often that has changed.
+        """
+        site, above = self.site, path[:MOST_ABOVE]
+        if (site.fed_by, site.above, site.turns_there) != (node, above, turns):
+            site.exclusive(lambda: self._follow(node, above, turns))
         self.refused = ""
         self.meet(node, None)
 
-    def _follow(self, node: bytes, above: list[bytes]) -> None:
+    def _follow(self, node: bytes, above: list[bytes], turns: int) -> None:
         self.site.turns += self.site.fed_by not in (None, node)
-        self.site.fed_by, self.site.above = node, above
+        self.site.fed_by, self.site.above, self.site.turns_there = node, above, turns
         self._forget_successor()
         self.site.checkpoint()

@@ -43,7 +43,7 @@ from pyrepl.outcomes import Outcomes
 from pyrepl.point import Point
 from pyrepl.protective import Protective
 from pyrepl.recovery import recover
-from pyrepl.roles import PRIMARY, SECONDARY, Roles
+from pyrepl.roles import NOBODY, PRIMARY, SECONDARY, Roles
 from pyrepl.seams import Entropy, Gate, NoPlugins, OpenGate, Placement, Plugins
 from pyrepl.shelf import Shelf
 from pyrepl.standing import standing
@@ -103,6 +103,7 @@ class Site:
         self.alignment = journal.alignment
         self.fed_by: bytes | None = None
         self.turns = 0  # how often another node has come to feed this site in place of the one before
+        self.turns_there = 0  # the same count of the one that feeds this site, as it told
         self.above: list[bytes] = []  # the nodes that feed that one, nearest first, as it has told
         self.links: dict[str, Link] = {}
         self.successor = ""  # of a primary that has stepped down: the link by which another site is asked to lead
@@ -222,7 +223,7 @@ class Site:
         site = cls(found, name=body.name, role=body.role, node_id=node_id, group_id=body.group_id, placement=placement,
                    entropy=entropy, options=options, ordering=body.ordering)
         site.fed_by, site.successor, site.above = body.fed_by, body.successor, body.above
-        site.turns = body.turns
+        site.turns, site.turns_there = body.turns, body.turns_there
         site.intake.items_until = body.items_until
         site.delay.seconds = body.delay
         site.checkpoints = checkpoint.sequence
@@ -483,6 +484,7 @@ class Site:
             waived=here.waived,
             above=self.above,
             turns=self.turns,
+            turns_there=self.turns_there,
             # What is just coming may be applied before it is said that it has come.
             items_until=(self.window.state().applied_position if self.intake.is_coming else self.intake.items_until),
         )
@@ -675,7 +677,7 @@ class Site:
         a primary."""
         if self.role == PRIMARY:
             return []
-        return [self.fed_by or bytes(16), *self.above]
+        return [self.fed_by or NOBODY, *self.above]
 
     @property
     def is_settled(self) -> bool:
@@ -692,6 +694,7 @@ class Site:
 
         link = Link(self, "remembered", address="", peer=node, guard=self.guard)
         link.begin()
+        link.ledger.turns = self.turns_there
         for store in self.here.catalog:
             link.base.divergence.add(store.id, store.size // self.region_size, differs=False)
         self.remembered[node] = link

@@ -11,7 +11,7 @@ from pyrepl._core import view
 from pyrepl.errors import PyreplError
 from pyrepl.link import Link, Plan
 from pyrepl.site import Site
-from tests.support.chain import Chain
+from tests.support.chain import Chain, Direct
 from tests.support.far import copy_of
 from tests.support.pair import REGION, Pair
 from tests.support.plugs import Plugs, random_work
@@ -369,5 +369,40 @@ def test_the_middle_leads_after_any_story(seed):
         if two.link.wants_checkpoint:
             two.a.checkpoint()
         two.heal()
+    finally:
+        one.close()
+
+
+@pytest.mark.parametrize("seed", range(300, 308))
+def test_who_fed_it_meanwhile_makes_what_was_known_void(seed):
+    """The primary feeds the last site past the middle, skips what that lacks, and is cut off: the middle, which has all
+    of those events, does not take them for performed there."""
+    one = Chain(seed)
+    try:
+        one.pair_up()
+        one.heal()
+        one.a.attach(Link(one.a, "direct", address="c:1"))
+        direct = Direct(one, seed)
+        one.hop.cut()
+        for _ in range(60):  # it is paired: both know the last site
+            one.talk(direct)
+        assert one.c.fed_by == b"A" * 16 and one.c.end.consistent
+        direct.cut()
+        for _ in range(60):
+            one.talk(one.hop)
+        assert one.c.fed_by == b"B" * 16
+        one.hop.cut()
+        for _ in range(12):
+            one.random_write()
+        one.settle(one.a)
+        direct.link.fold(one.a.window.state().applied_position)  # ... and the first link does not skip them
+        one.talk(one, 60)
+        for _ in range(400):
+            one.talk(direct)
+            if not one.c.end.consistent:
+                break
+        assert not one.c.end.consistent and one.c.end.lsn > 0
+        direct.cut()
+        one.heal()
     finally:
         one.close()

@@ -62,6 +62,18 @@ class Hop(Pair):
         return super().send()
 
 
+class Direct(Hop):
+    """A link from the first to the last site, past the middle."""
+
+    @property
+    def a(self) -> Any:
+        return self.chain.a
+
+    @property
+    def link(self) -> Link:
+        return self.a.links["direct"]
+
+
 class Chain(Pair):
     """``a`` feeds ``b``, ``b`` feeds ``c``."""
 

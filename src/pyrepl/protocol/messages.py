@@ -77,6 +77,7 @@ class Hello(Message, frozen=True):
     overrules: bool = False  # the secondary is told to lose what only it has, even if that is a split brain
     asks: bool = False  # it was started, and writes only when all its peers have answered
     path: Annotated[list[Uuid], Meta(max_length=MOST_PATH)] = []  # it is a secondary: who feeds it, nearest first
+    turns: Count = 0  # of this site, as in a welcome
 
 
 class Welcome(Message, frozen=True):
