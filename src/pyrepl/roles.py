@@ -246,7 +246,7 @@ class Roles:
             raise Refused(words(parted, site.name, me="this secondary", other="the primary"), reason="lineage")
         if site.fed_by in (None, node) or overrules:
             return
-        if {node, *path} & ({site.fed_by, *site.above} - {NOBODY}):  # of one chain: each of them has the order of the same primary
+        if {node, *path} & ({site.fed_by, *site.above} - {NOBODY}):  # of one chain: all of it has the same order
             if self.is_fed():
                 raise Refused(f"node {site.fed_by.hex()} feeds this secondary now, and one is enough: remove that link "
                               f"there if this one is to", reason="identity")

@@ -9,7 +9,9 @@ import pytest
 
 from pyrepl.errors import Refused
 from tests.api.test_links import REGION, SIZE, WAIT, Pair
+from tests.nbd.test_server import attach
 from tests.support.clients import until
+from tests.support.nbd_client import STATUS
 
 MIB = 1 << 20
 
@@ -325,3 +327,19 @@ def test_a_lag_is_the_same_as_of_one_link_more(chain):
         lsn = near.volume("data").write(at * 4096, os.urandom(4096))
         until(lambda lsn=lsn: chain.group("last").applied_lsn >= lsn, "it arrives", 5.0)
         assert time.monotonic() - begin < 2.0
+
+
+def test_nbd_tells_where_the_last_site_may_differ(chain, tmp_path):
+    """The export of a secondary shows a view; what is told of its link is of the store, not of the view."""
+    node = chain.node["middle"]
+    node.start_export("data", "db", "data")
+    client = attach(node.listen_nbd(f"unix:{tmp_path}/nbd"), "data", contexts=["x-pyrepl:diverged/far"])
+    assert client.call(STATUS, 0, SIZE).statuses == {1: [(SIZE, 0)]}
+    chain.link().pause()
+    chain.group("near").volume("data").write(0, b"not there")
+    with chain.link()._link.guard:
+        chain.link()._link.add_all()
+    assert client.call(STATUS, 0, SIZE).statuses == {1: [(SIZE, 1)]}
+    chain.link().resume()
+    chain.await_last()
+    chain.equal()

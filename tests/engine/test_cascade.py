@@ -406,3 +406,22 @@ def test_who_fed_it_meanwhile_makes_what_was_known_void(seed):
         one.heal()
     finally:
         one.close()
+
+
+def test_what_came_beside_the_order_is_no_tail(chain):
+    """A site that has led, and steps down, does not tell as all that it changed what its journal does not tell."""
+    one = chain(9)
+    one.pair_up()
+    one.heal()
+    one.hop.cut()
+    assert one.hop.link.ledger.tail() is not None
+    one.cut()
+    one.link.add_all()
+    for _ in range(300):
+        one.talk(one)
+        one.settle(one.b)
+    assert one.b.here.consistent and one.hop.link.ledger.tail() is None
+    one.heal()
+    one.hop.cut()
+    one.b.checkpoint()
+    assert one.hop.link.ledger.tail() is not None
