@@ -334,12 +334,12 @@ def test_nbd_tells_where_the_last_site_may_differ(chain, tmp_path):
     node = chain.node["middle"]
     node.start_export("data", "db", "data")
     client = attach(node.listen_nbd(f"unix:{tmp_path}/nbd"), "data", contexts=["x-pyrepl:diverged/far"])
-    assert client.call(STATUS, 0, SIZE).statuses == {1: [(SIZE, 0)]}
+    assert client.call(STATUS, 0, SIZE).statuses == {2: [(SIZE, 0)]}
     chain.link().pause()
     chain.group("near").volume("data").write(0, b"not there")
     with chain.link()._link.guard:
         chain.link()._link.add_all()
-    assert client.call(STATUS, 0, SIZE).statuses == {1: [(SIZE, 1)]}
+    assert client.call(STATUS, 0, SIZE).statuses == {2: [(SIZE, 1)]}
     chain.link().resume()
     chain.await_last()
     chain.equal()
