@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from pyrepl._core import layout
 from pyrepl._core.regions import RegionMap
-from pyrepl.catalog import VOLUME, Store
+from pyrepl.catalog import VOLUME, Catalog, Store
 from pyrepl.divergence import Divergence
 from pyrepl.errors import ProtocolError, Refused
 from pyrepl.items import Refusal, StoreInfo
@@ -174,6 +174,8 @@ class Greeting:
         elif fork < base.lsn:
             lost = f"the secondary had acknowledged events up to {base.lsn} and stands at {fork}"
         told = base.lsn > fork or ledger.advance(fork, {refusal.lsn for refusal in welcome.refusals})
+        if told:
+            ledger.pass_items()  # what stores it is to have there: it may have been told, and made them
         if not lost and not told:
             lost = f"the journal does not tell what changed up to {fork}"
         if strange and not lost and not welcome.consistent:
@@ -184,7 +186,7 @@ class Greeting:
             ledger.differs_by(tail)
         elif lost:
             ledger.start_over(fork)
-        elif self.consistent and not ledger.doubted and there.keys() == base.catalog.stores.keys():
+        elif self.consistent and not ledger.doubted and _are_alike(there, base.catalog):
             ledger.differs_nowhere()
         elif any(not refusal.lsn for refusal in welcome.refusals):
             base.divergence.enter_all()
@@ -243,3 +245,10 @@ class Greeting:
 
     def _refuse(self, text: str, code: str) -> NoReturn:
         raise Refused(text, reason=code, retryable=code in messages.PASSING, link=self.name)
+
+
+def _are_alike(there: dict[int, StoreInfo], catalog: Catalog) -> bool:
+    """Whether the secondary's stores are those of this site there. A site that is fed itself may have been sent others
+    beside the order than those of its LSN."""
+    return {info.id: (info.name, info.size) for info in there.values()} == {
+        store.id: (store.name, store.size) for store in catalog}

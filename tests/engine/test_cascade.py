@@ -425,3 +425,62 @@ def test_what_came_beside_the_order_is_no_tail(chain):
     one.hop.cut()
     one.b.checkpoint()
     assert one.hop.link.ledger.tail() is not None
+
+
+@pytest.mark.parametrize("heard", ["nothing", "all but the answer"])
+def test_a_store_is_made_anew_in_the_middle(chain, monkeypatch, heard):
+    """It bears the number that the old one bears at the last site still, and another size: that is made anew too, whether
+    the last site was away, or has done it and the middle did not hear."""
+    one = chain(10)
+    one.pair_up()
+    one.heal()
+    one.cut()
+    if heard == "nothing":
+        one.hop.cut()
+    for _ in range(5):
+        one.random_write()
+    while one.b.end.lsn < one.lsn:
+        one.talk(one)
+    one.cut()
+    one.operate(operations.resize(one.a.end.catalog, "a", 9 * REGION, force=True, region_size=REGION))
+    one.random_write()
+    one.settle(one.a)
+    monkeypatch.setattr(one.link.ledger, "_share", lambda: 0)  # a backlog that is too long for a checkpoint
+    fold(one.a)
+    for _ in range(300):
+        one.talk(one)
+        one.settle(one.b)
+        made = one.c.end.catalog.stores.get(1)
+        if heard != "nothing" and (made is None or made.size != 9 * REGION):  # no further than that
+            one.flush_of(one.hop)
+            one.hop.send()
+            one.hop.deliver()
+            one.settle(one.c)
+    assert one.b.here.consistent
+    assert one.c.end.catalog.by_name("a").size == (6 if heard == "nothing" else 9) * REGION
+    one.hop.cut()
+    one.heal()
+    assert one.c.end.catalog.by_name("a").size == 9 * REGION and one.hop.errors == []
+
+
+def test_a_site_that_has_more_is_not_taken_back(chain):
+    """The middle would feed the last site, which the primary has brought further: it waits until it is as far itself."""
+    one = chain(11)
+    one.pair_up()
+    one.heal()
+    one.hop.cut()
+    one.cut()
+    one.a.attach(Link(one.a, "direct", address="c:1"))
+    direct = Direct(one, 11)
+    for _ in range(10):
+        one.random_write()
+    for _ in range(300):
+        one.talk(direct)
+    assert one.c.end.lsn == one.lsn > one.b.end.lsn
+    direct.cut()
+    for _ in range(20):
+        one.talk(one.hop)
+    assert one.c.end.lsn == one.lsn and one.c.end.consistent and not one.c.views.opened
+    assert any("waits until its own primary" in error for error in one.hop.errors)
+    one.heal()
+    assert one.hop.link.bytes_sent["copied"] == 0 or one.c.end.consistent
