@@ -18,7 +18,7 @@ from tests.support.plugs import Plugs, random_work
 from tests.support.simulation import add_image, entropy_of, small_options
 
 WEIGHTS = {"write": 20, "operate": 5, "talk": 12, "talk on": 12, "cut": 1, "cut on": 1, "crash": 0.7, "checkpoint": 2, "fold": 0.7,
-           "fold on": 0.4, "doubt": 0.5, "apply": 4, "check": 3}
+           "fold on": 0.4, "shorten": 0.4, "shorten on": 0.3, "doubt": 0.5, "apply": 4, "check": 3}
 
 
 @pytest.fixture
@@ -36,6 +36,14 @@ def chain():
 def fold(site):
     for link in site.followers:
         link.fold(site.window.state().applied_position)
+
+
+def shorten(site):
+    """The same, with a backlog that is too long for a checkpoint: stores are made and dropped."""
+    for link in site.followers:
+        link.ledger._share = lambda: 0
+        link.fold(site.window.state().applied_position)
+        del link.ledger._share
 
 
 def turn(one, what):
@@ -60,9 +68,15 @@ def turn(one, what):
         case "fold" if one.session is None:
             one.settle(one.a)
             fold(one.a)
-        case "fold on":
+        case "fold on" if one.hop.link.peer is not None:
             one.settle(one.b)
             fold(one.b)
+        case "shorten" if one.session is None and one.hop.link.peer is not None:  # else what it prepared does not fit
+            one.settle(one.a)
+            shorten(one.a)
+        case "shorten on" if one.hop.session is None and one.hop.link.peer is not None:
+            one.settle(one.b)
+            shorten(one.b)
         case "doubt" if one.session is None:
             one.link.add_all()
         case "apply":
