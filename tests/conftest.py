@@ -74,6 +74,12 @@ def memory() -> Iterator[None]:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A primary that is opened again is written to at once; its peers may answer late on a machine that does much else."""
+    monkeypatch.setattr("pyrepl.node.ASKED", 60.0)
+
+
 @pytest.fixture
 def loop_device(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """``loop_device(size, sector_size=512)`` is the path of a fresh loop device, all zeros, which goes away with the test."""

@@ -207,7 +207,9 @@ class Attachment:
     def wait_applied(self, lsn: int, timeout: float | None = None, progress: Progress | None = None) -> None:
         """Returns when the secondary has performed everything up to ``lsn``. Arguments and errors as of
         :meth:`wait_synced`."""
-        self._wait(lambda status: bool(status["applied_lsn"] >= lsn), f"applied up to LSN {lsn}", timeout, progress)
+        self._wait(lambda status: bool(status["applied_lsn"] >= lsn), f"applied up to LSN {lsn}", timeout, progress,
+                   lambda status: "; its secondary holds all of that durably, and performs it later: it may be delayed "
+                                  "(`pyrepl group show` at that site says so)" if status["durable_lsn"] >= lsn else "")
 
     # ---- for the group
 
@@ -332,7 +334,8 @@ class Attachment:
             raise NotFound(f"group {self._group.name!r}: link {self.name!r} was removed", name=self.name)
 
     def _wait(
-        self, reached: Callable[[dict[str, Any]], bool], what: str, timeout: float | None, progress: Progress | None
+        self, reached: Callable[[dict[str, Any]], bool], what: str, timeout: float | None, progress: Progress | None,
+        why: Callable[[dict[str, Any]], str] = lambda status: "",
     ) -> dict[str, Any]:
         check_timeout(timeout)
         begin = told = time.monotonic()
@@ -346,7 +349,10 @@ class Attachment:
                 told = now
             if reached(status):
                 return status
-            refused_since = (refused_since or now) if status["state"] in ("refused", "diverged") else None
+            if status["state"] in ("refused", "diverged"):
+                refused_since = refused_since or now
+            elif status["state"] != "connecting":  # it may be seen while it asks again, and is refused until it is not
+                refused_since = None
             if refused_since is not None and now - refused_since > _REFUSED:
                 raise Refused(
                     f"link {self.name!r} to {self.address} is refused: {status['last_error']}",
@@ -357,7 +363,8 @@ class Attachment:
                 error = f"; last error: {status['last_error']}" if status["last_error"] else ""
                 raise WaitTimeout(
                     f"link {self.name!r} is not {what} after {timeout} s: it is {status['state']}, "
-                    f"{status['divergent_bytes']} bytes differ, {status['lag_bytes']} behind{error}; it goes on",
+                    f"{status['divergent_bytes']} bytes differ, {status['lag_bytes']} behind"
+                    f"{why(status)}{error}; it goes on",
                     link=self.name,
                     status=status,
                 )

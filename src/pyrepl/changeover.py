@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pyrepl.group import Group
 
 _LOOK = 0.002  # seconds between two looks at links that are waited for
-_ENDING = 1.0  # seconds until it is known that a primary which has just gone is
-_TELL = 5.0  # seconds that a secondary is given to hear that its primary has stepped down
+_ENDING = 3.0  # seconds until it is known that a primary which has just gone is
+_TELL = 15.0  # seconds that a secondary which is connected is given to hear that its primary has stepped down
 
 
 class Changeover:
@@ -90,6 +90,8 @@ class Changeover:
                 return ""  # somebody took the lead back here
             if site.successor:
                 return f"it has not heard of it yet ({link.status()['last_error'] or link.status()['state']})"
+            if link in group.links:
+                return "it has heard, and the link to it is being ended"
             if site.fed_by is None or site.fed_by.hex() != heir or not any(f.is_open for f in group.feeds(site)):
                 return f"it has heard, and has not linked back to {succession[0].address} yet"
             return ""

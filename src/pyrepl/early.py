@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 from pyrepl import operations
 from pyrepl.errors import NotFound, PyreplError, Refused, UsageError, WaitTimeout
+from pyrepl.image import Image
 from pyrepl.results import OperationResult, check_timeout
 from pyrepl.roles import PRIMARY
 
 if TYPE_CHECKING:
     from pyrepl.catalog import Catalog
+    from pyrepl.group import Group
     from pyrepl.volume import Snapshot, Store, Volume
 
 LOOK_EVERY = 0.005  # seconds between two looks at what secondaries have performed
@@ -146,15 +148,26 @@ def begin_snapshot(store: Store, name: str) -> EarlyOperation:
     return EarlyOperation(store, begin, name)
 
 
-def begin_restore(volume: Volume, snapshot: Snapshot | str) -> EarlyOperation:
+def begin_restore(volume: Volume, snapshot: Snapshot | Image | str) -> EarlyOperation:
     """See :meth:`Volume.begin_restore`."""
     group = volume.group
+    check_source(group, snapshot)
     return EarlyOperation(
         volume,
         lambda catalog, ticket: operations.early_restore(
-            catalog, group.name_of(volume, catalog), group.name_of(snapshot, catalog), ticket,
+            catalog, group.name_of(volume, catalog), group.name_of(snapshot, catalog), ticket,  # type: ignore[arg-type]
             region_size=group.region_size),
     )
+
+
+def check_source(group: Group, snapshot: Snapshot | Image | str) -> None:
+    """Whether a volume can be restored from it early.
+
+    Raises:
+        UsageError: it is an image.
+    """
+    if isinstance(snapshot, Image) or snapshot in group.site.gallery.images:
+        raise UsageError("an image is not restored from early: each site has its own")
 
 
 def check_early(*, verify: bool, part: bool = False) -> None:

@@ -29,6 +29,7 @@ class Cost(NamedTuple):
         after: the same once it is performed at both sites.
         added: of those, the regions that differ because of it, and are copied.
         removed: the regions that do not differ any more because of it, and are not.
+        unsettles: it leaves the secondary no earlier state of the primary, for a while.
     """
 
     performed_as: str
@@ -37,6 +38,7 @@ class Cost(NamedTuple):
     after: int
     added: int
     removed: int
+    unsettles: bool
 
 
 class Forecast:
@@ -97,12 +99,14 @@ class Forecast:
                 else:
                     knowledge.position = after
 
-    def cost(self, operation: Operation) -> Cost:
-        """Of this operation where the secondary is now, which it changes nothing of."""
+    def cost(self, *made: Operation) -> Cost:
+        """Of this operation where the secondary is now, which it changes nothing of. Of an early one: of both that it
+        is, with nothing between them."""
         knowledge = self._knowledge.copy()
         before = {store: regions.copy() for store, regions in knowledge.divergence.maps.items()}
         count = knowledge.divergence.count()
-        knowledge.take(Performed(knowledge.lsn + 1, knowledge.position, operation), self._site.region_size)
+        for operation in made:
+            knowledge.take(Performed(knowledge.lsn + 1, knowledge.position, operation), self._site.region_size)
         added = removed = 0
         after = knowledge.divergence.maps
         for store in before.keys() | after.keys():
@@ -117,11 +121,13 @@ class Forecast:
                     old.subtract(new)
                 removed += old.count()
         performed_as = COMMAND if self._paired or knowledge.catalog.stores == self._begun_with else DATA
-        length = self._frame(operation) if performed_as == COMMAND else 0
-        return Cost(performed_as, length, count, knowledge.divergence.count(), added, removed)
+        is_command = performed_as == COMMAND
+        length = sum(map(self._frame, made)) if is_command else 0
+        unsettles = is_command and any(map(operations.unsettles, made))
+        return Cost(performed_as, length, count, knowledge.divergence.count(), added, removed, unsettles)
 
     def _frame(self, operation: Operation) -> int:
-        """Bytes of the frame in which it travels."""
+        """Bytes of the frame in which one travels."""
         site, body = self._site, operations.encode(operation)
         return HEADER + len(
             batch.encode(layout.BATCH_OPERATION, [(layout.OPERATION, 0, 0, body)], group=site.group_id,

@@ -42,7 +42,7 @@ from pyrepl.runtime.plugins import InstalledPlugins
 from pyrepl.site import Admission, Site
 from pyrepl.succession import Succession
 from pyrepl.trial import JOURNAL, Trial, Trials, check_journal_size
-from pyrepl.unordered import UnorderedSet
+from pyrepl.unordered import UnorderedSet, wide
 from pyrepl.volume import Snapshot, Store, View, Volume
 
 if TYPE_CHECKING:
@@ -346,6 +346,78 @@ class Group:
         result.snapshots = [Snapshot(self, result.created[full], full, result) for full in names]
         return result
 
+    def restore(
+        self,
+        name: str,
+        *,
+        volumes: list[Volume | str] | None = None,
+        verify: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> OperationResult:
+        """All volumes (or these) show again what their snapshots ``<volume>-<name>`` show, those that
+        :meth:`snapshot` has made: one operation, at one point of the order, all of it or nothing. No data move. A group
+        that was made with ``ordering="strict"`` takes it too.
+
+        Returns:
+            the operation; its ``members`` are in the order of the volumes.
+
+        Raises:
+            NotFound: a volume has no such snapshot: name those that have one.
+            Refused: there is no volume.
+            UsageError: a volume has another size than its snapshot; one is given twice.
+        """
+        return self._operate_wide("restore", name, volumes, None, verify, wait, timeout)
+
+    def refresh(
+        self,
+        name: str,
+        *,
+        volumes: list[Volume | str] | None = None,
+        verify: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> OperationResult:
+        """The snapshots ``<volume>-<name>`` of all volumes (or of these) show what the volumes show now, at one LSN.
+        Returns and raises as :meth:`restore`."""
+        return self._operate_wide("refresh", name, volumes, None, verify, wait, timeout)
+
+    def clone(
+        self,
+        name: str,
+        *,
+        snapshot: str | None = None,
+        volumes: list[Volume | str] | None = None,
+        verify: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> OperationResult:
+        """New volumes ``<volume>-<name>`` with the content of all volumes (or of these), at one LSN; or of their
+        snapshots ``<volume>-<snapshot>``. Returns and raises as :meth:`restore`, and:
+
+        Raises:
+            Exists: a store has such a name.
+        """
+        return self._operate_wide("clone", name, volumes, snapshot, verify, wait, timeout)
+
+    def delete_snapshots(
+        self,
+        name: str,
+        *,
+        volumes: list[Volume | str] | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> OperationResult:
+        """The snapshots ``<volume>-<name>`` of all volumes (or of these) leave the group, at every site. Returns and
+        raises as :meth:`restore`."""
+        return self._operate_wide("delete", name, volumes, None, False, wait, timeout)
+
+    def _operate_wide(
+        self, verb: str, name: str, volumes: list[Volume | str] | None, snapshot: str | None, verify: bool, wait: bool,
+        timeout: float | None,
+    ) -> OperationResult:
+        return self.operate(wide(self, verb, name, volumes, snapshot), verify=verify, wait=wait, timeout=timeout)
+
     def add_image(
         self, name: str, path: str | os.PathLike[str], *, progress: Progress | None = None
     ) -> Image:
@@ -434,7 +506,8 @@ class Group:
 
     def explain(self, *, timeout: float | None = None) -> Explanation:
         """What an operation would change and cost, without making it. It is told in a ``with`` block, in the words of
-        :meth:`unordered`; several are a set::
+        :meth:`unordered`; several are a set. Besides, alone: ``add_volume``, ``mark``, ``snapshot_all``,
+        ``restore_all`` and the other group-wide forms, ``early_snapshot`` and ``early_restore``::
 
             with group.explain() as ops:
                 ops.restore(data, monday)
@@ -453,6 +526,8 @@ class Group:
         - ``bytes_added``, ``bytes_removed``: of regions that differ, and will be copied, because of it; that do not
           differ any more because of it, and will never be copied.
         - ``bytes_avoided``: what shipping the changed data would put on the wire.
+        - ``unsettles``: the secondary is no earlier state of this site for a while because of it, as of an early
+          operation: it keeps a protective snapshot, and writes in mode sync do not wait for it.
 
         What is copied or written between the answer and the operation changes the figures of divergence.
 
@@ -669,9 +744,20 @@ class Group:
         with self.border(f"waiting for LSN {lsn}"):
             if not self._wait_applied(lsn, timeout, progress):
                 raise WaitTimeout(
-                    f"group {self.name!r}: LSN {lsn} is not performed after {timeout} s; it goes on", lsn=lsn
+                    f"group {self.name!r}: LSN {lsn} is not performed after {timeout} s{self._why_later(lsn)}; it goes "
+                    f"on",
+                    lsn=lsn,
                 )
         return lsn
+
+    def _why_later(self, lsn: int) -> str:
+        """That something has arrived here and is not old enough; empty: that is not it."""
+        delay, left = self.site.delay, self.site.delay.wait
+        if left is None or self.role == PRIMARY:
+            return ""
+        more = "" if lsn <= self.site.window.state().end_lsn else f"; LSN {lsn} has not arrived"
+        return (f": this site is delayed by {delay.seconds:g} s, and the oldest that waits is performed in {left:.1f} s"
+                f"{more} (pyrepl group set {self.name} --delay)")
 
     def _wait_applied(self, lsn: int, timeout: float | None, progress: Progress | None) -> bool:
         window = self.site.window

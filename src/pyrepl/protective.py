@@ -43,6 +43,24 @@ class Protective:
         self.site = site
         self._record: ProtectiveSnapshot | None = None
         self._awaited = False  # it was made, and what it is made for has not arrived yet
+        self.unsettlings = 0  # so often something was about to arrive that leaves the stores no earlier state
+        self._arriving = False  # ... and is arriving now
+        self._unsettled = 0  # journal position behind the last of it
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what readers find in the stores themselves is a state of the primary. Of a site that is no secondary,
+        or is not paired yet, always. Who reads the stores looks at ``unsettlings`` before this, and again when it has
+        read."""
+        site = self.site
+        if site.role != "secondary" or site.group_id is None:
+            return True
+        if self._arriving or not site.end.consistent:
+            return False
+        if not site.delay.is_parking:
+            return True  # readers find all that has arrived
+        is_past = self._record is None or self.is_over()
+        return site.here.consistent and is_past and site.window.state().applied_position >= self._unsettled
 
     @property
     def snapshot(self) -> ProtectiveSnapshot | None:
@@ -65,14 +83,17 @@ class Protective:
             Refused: there is no room for the snapshot, or what arrived before is held up at a mark. Nothing was done.
         """
         site = self.site
-        if site.end.waived:
-            return
+        if not site.end.waived:
+            self._keep_all()
+        self._arriving = True  # before it counts: who has not seen it counted does not find it settled either
+        self.unsettlings += 1
+
+    def _keep_all(self) -> None:
+        site = self.site
         # What arrives from now on finds room in the log for these views too (rule view_room).
         site.views.promise(_TOKEN, len(site.end.catalog.stores))
         try:
-            end = site.window.state().end_position
-            while site.exclusive(lambda: site.window.state().applied_position < end and site.step()):
-                pass
+            site.perform_what_arrived()
             site.exclusive(self._keep)
         finally:
             site.views.withdraw(_TOKEN)
@@ -118,6 +139,9 @@ class Protective:
     def arrived(self) -> None:
         """What it was made for is in the journal, or will not come now."""
         self._awaited = False
+        if self._arriving:
+            self._unsettled = self.site.window.state().end_position
+            self._arriving = False
 
     def _keep(self) -> None:
         site = self.site

@@ -327,8 +327,8 @@ class Roles:
         the same number and name since, so its list of stores says nothing. Where the journal does not tell any more,
         all; but no more than can be kept at all, the newest ones, for nobody can delete a snapshot at a secondary."""
         site = self.site
-        if fork >= site.end.lsn or not site.end.consistent:
-            return []
+        if fork >= site.window.state().end_lsn or not site.end.consistent:
+            return []  # of a primary the window knows the end: no Python runs where it is written to
         try:
             touched = History.find(site.journal, site.write_out).touched(fork, site.region_size)
         except Overtaken:

@@ -341,6 +341,13 @@ class Site:
         state = self.window.state()
         return state.end_position - state.tail_position + state.notes > self._room * 7 // 8
 
+    def perform_what_arrived(self) -> None:
+        """Returns when what the journal holds at the call is performed, or held up. Step by step, so that others get
+        their turn; not to be called between two steps."""
+        end = self.window.state().end_position
+        while self.exclusive(lambda: self.window.state().applied_position < end and self.step()):
+            pass
+
     def make_room_for_note(self) -> bool:
         """Between two steps: a note of its own is to be appended, which takes nothing that events were promised. False:
         there is no room but the reserve's."""
@@ -518,7 +525,7 @@ class Site:
             Refused, DeviceError, UsageError: it cannot be performed here; nothing was changed.
         """
         self._require_primary()
-        if self.ordering == STRICT and isinstance(operations.plain(operation), operations.Set):
+        if self.ordering == STRICT and operations.is_unordered(operation):
             raise Refused(
                 f"group {self.name!r} was made with ordering='strict': each operation has a place of its own, make "
                 f"them one after the other", reason="ordering")

@@ -19,6 +19,7 @@ def standing(site: Site) -> dict[str, Any]:
     state = site.window.state()
     stores = list(site.here.catalog)
     names = {store.id: store.name for store in stores}
+    differs = site.role != PRIMARY and (site.group_id is None or not site.protective.is_settled)
     return {
         "group": site.name,
         "group_id": site.group_id.hex() if site.group_id else None,
@@ -73,7 +74,7 @@ def standing(site: Site) -> dict[str, Any]:
                 "size": store.size,
                 "origin": names.get(store.origin),
                 "path": site.shelf.places[store.id].path if store.id in site.shelf.places else None,
-                "diverged": [] if site.role == PRIMARY or site.here.consistent else ["here"],
+                "diverged": ["here"] if differs else [],
             }
             for store in stores
         ],

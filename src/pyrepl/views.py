@@ -84,9 +84,7 @@ class Views:
             )
         self._expect(len(self.opened) + len(stores))
         try:
-            end = site.window.state().end_position
-            while site.exclusive(lambda: site.window.state().applied_position < end and site.step()):
-                pass
+            site.perform_what_arrived()
             site.exclusive(lambda: self._keep(label, stores))
         finally:
             self._expect(len(self.opened))
@@ -106,9 +104,7 @@ class Views:
         self._expect(len(self.opened) + len(stores))
         try:
             # What is not applied yet was given room in the log without these views (rule view_room).
-            end = site.window.state().end_position
-            while site.exclusive(lambda: site.window.state().applied_position < end and site.step()):
-                pass
+            site.perform_what_arrived()
 
             def open_them() -> list[View]:
                 site.make_room_for_note()
@@ -159,12 +155,24 @@ class Views:
         if site.here.consistent:
             found = site.here.catalog[store]
             return Shown(0, found.name, found.size, site.here.lsn)
+        return self._sheltered(store)
+
+    def readable(self, store: int) -> int:
+        """Where to read what this store shows now: the store, or the view that the protective snapshot has of it.
+
+        Raises:
+            Refused: neither is a state of the primary.
+        """
+        return store if self.site.protective.is_settled else self._sheltered(store).source
+
+    def _sheltered(self, store: int) -> Shown:
+        site = self.site
         kept = site.protective.snapshot
         stores = {} if kept is None else {entry.id: entry for entry in kept.stores}
         if kept is None or store not in stores:
             raise Refused(
                 f"group {site.name!r} is not an earlier state of its primary at this site now, and keeps none of that "
-                f"store: a view can be opened when status says consistent, after the link has copied what differs",
+                f"store: it can be read when status says consistent, after the link has copied what differs",
                 reason="inconsistent",
                 retryable=True,
             )

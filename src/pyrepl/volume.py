@@ -19,6 +19,7 @@ from pyrepl.early import EarlyOperation, begin_restore, begin_snapshot, check_ea
 from pyrepl.errors import NotFound, PyreplError, Refused, UsageError
 from pyrepl.image import Image, copy_from
 from pyrepl.results import OperationResult, Progress, Ticket
+from pyrepl.roles import PRIMARY
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -133,8 +134,13 @@ class Store:
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset`` on, aligned or not. Every write that has returned is seen.
 
+        At a secondary, what has arrived (and is old enough, see :meth:`Group.set_delay`); while that is
+        resynchronized, what the store showed as of its protective snapshot (``status()["protective"]``). What several
+        reads find is of one LSN only in a view (:meth:`Group.open_view`).
+
         Raises:
             UsageError: outside the store.
+            Refused: a secondary that is not consistent now, and keeps nothing of it (``reason="inconsistent"``).
             NotFound: the store was deleted.
             DeviceError: a disk failed.
         """
@@ -145,6 +151,8 @@ class Store:
             if self._site.group_id is not self._paired:
                 self._find()
             try:
+                if self._site.role != PRIMARY:
+                    return self._read_there(view.read, offset, length, length)
                 return view.read(self._window, self._stores, self._id, offset, length)
             except Exception as error:
                 self._settle(error, "reading", offset, length)
@@ -158,7 +166,10 @@ class Store:
             if self._site.group_id is not self._paired:
                 self._find()
             try:
-                view.readinto(self._window, self._stores, self._id, offset, buffer)
+                if self._site.role != PRIMARY:
+                    self._read_there(view.readinto, offset, buffer, _length(buffer, self, "reading into"))
+                else:
+                    view.readinto(self._window, self._stores, self._id, offset, buffer)
             except Exception as error:
                 if _is_readonly(buffer):
                     raise _readonly(self, buffer) from error
@@ -294,6 +305,30 @@ class Store:
     def _named(self, catalog: Any) -> str:
         return self._group.name_of(self, catalog)
 
+    def _read_there(self, call: Callable[..., T], offset: int, what: Any, length: int) -> T:
+        """A read at a secondary: of the store, as long as that is a state of the primary; else of what is kept of it.
+
+        Raises:
+            Refused: nothing is.
+        """
+        views, protective = self._site.views, self._site.protective
+        while True:
+            before = protective.unsettlings  # rule read_settled
+            number = views.readable(self._id)
+            kept = views.opened.get(number)
+            try:
+                result = call(self._window, self._stores, number, offset, what)
+            except Exception as error:
+                if kept is None:
+                    raise
+                if number not in views.opened:
+                    continue  # the resync is over
+                if isinstance(error, _MISUSE):
+                    check_range(View(self._group, self, kept), offset, length)
+                raise
+            if kept is not None or protective.unsettlings == before:
+                return result
+
     def _find(self) -> None:
         """The number was given when the group was not paired yet, or the store is gone."""
         group = self._group
@@ -405,15 +440,13 @@ class Volume(Store):
     def begin_restore(self, snapshot: Snapshot | Image | str) -> EarlyOperation:
         """The secondaries restore this volume from a snapshot now, whole; this site when it is told to
         (:meth:`EarlyOperation.perform`). Until then they are no state of this site (writes in mode sync do not wait for
-        them), and nothing of the volume is copied to them. Then what changed in between, at the volume or the snapshot,
-        is copied, and nothing else.
+        them, readers there find what was before), and nothing of the volume is copied to them. Then what changed in
+        between, at the volume or the snapshot, is copied, and nothing else.
 
         Raises:
             UsageError: sizes differ; an image.
             Refused: the source is no snapshot.
         """
-        if isinstance(snapshot, Image) or snapshot in self._site.gallery.images:
-            raise UsageError("an image is not restored from early: each site has its own")
         return begin_restore(self, snapshot)
 
     def rewind(
@@ -539,7 +572,7 @@ class View:
         size: bytes, those of the store at that LSN.
     """
 
-    def __init__(self, group: Group, store: Volume | Snapshot | None, entry: ViewEntry) -> None:
+    def __init__(self, group: Group, store: Store | None, entry: ViewEntry) -> None:
         self._group = group
         self._site = group.site
         self.id = entry.id

@@ -62,10 +62,10 @@ def test_no_older_than_wanted(rig):
     begin = time.monotonic()
     writer.start()
     until(lambda: rig.link.status()["holds_writers"])
-    stopped = len(written)
+    stopped, late = len(written), time.monotonic() - begin
     time.sleep(0.5)
     assert len(written) <= stopped + 1 and writer.is_alive(), "writers go on, although the secondary is late"
-    assert written[-1] - begin > 0.5
+    assert late > 0.9, "it is not late yet"
     snapshot = threading.Thread(target=rig.snapshot, args=("v", "s"), kwargs={"wait": False}, daemon=True)
     snapshot.start()
     snapshot.join(5)
@@ -78,6 +78,9 @@ def test_no_older_than_wanted(rig):
 
 def test_writers_that_write_are_judged_whatever_the_link_does(rig):
     """The sender is in the middle of a frame that takes minutes, and nothing comes back."""
+    connections = rig.link.status()["connections"]
+    rig.link.set(dead=300)  # by another connection; the silence is not to end it
+    until(lambda: rig.link.status()["connections"] > connections)
     rig.link.set(bandwidth=1024, most_lag_seconds=0.5)
     until(lambda: not rig.link.status()["degraded"])
     rig.write("v", 0, MIB)
@@ -90,7 +93,7 @@ def test_writers_that_write_are_judged_whatever_the_link_does(rig):
 
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
-    until(lambda: rig.link.status()["holds_writers"], 4)  # before the silence ends the connection
+    until(lambda: rig.link.status()["holds_writers"])
     stop.set()
     rig.cable.speak()
     rig.link.set(bandwidth=0, most_lag_seconds=0)
@@ -142,12 +145,13 @@ def test_a_link_that_has_much_to_make_up_for_stops_nobody(rig):
     rig.link.set(most_lag_bytes=MIB)
     rig.link.pause()
     rig.fill("v", 0, SIZE)
-    rig.link.set(bandwidth=512 * 1024)
+    rig.link.set(bandwidth=64 * 1024)  # two minutes
     rig.link.resume()
     until(lambda: rig.link.status()["connected"])
-    begin = time.monotonic()
-    rig.fill("v", 0, MIB)
-    assert time.monotonic() - begin < 10 and rig.link.status()["degraded"]
+    writer = threading.Thread(target=rig.fill, args=("v", 0, MIB), daemon=True)
+    writer.start()
+    writer.join(WAIT)
+    assert not writer.is_alive() and rig.link.status()["degraded"]
     rig.link.set(bandwidth=0)
     rig.check_both()
     until(lambda: not rig.link.status()["degraded"])

@@ -82,5 +82,5 @@ volume.flush()
 print("bye", flush=True)
 """
     process = python(code, str(tmp_path / "node"))
-    assert process.communicate(timeout=30)[0] == "bye\n"
+    assert process.communicate(timeout=60)[0] == "bye\n"
     assert process.returncode == 0

@@ -26,7 +26,7 @@ def test_ready_and_stopped(tmp_path, python, number):
     assert [address.rpartition(":")[0] for address in ready["listening"]] == ["127.0.0.1", "[::1]"]
     os.kill(daemon.pid, number)
     assert lines(daemon) == [{"event": "stopping", "signal": number.name}, {"event": "stopped"}]
-    assert daemon.wait(10) == 0
+    assert daemon.wait(60) == 0
 
 
 def test_a_secondary_as_a_service(tmp_path, python, nodes):
@@ -40,7 +40,7 @@ def test_a_secondary_as_a_service(tmp_path, python, nodes):
     volume = group.add_volume("data", size=MIB)
     volume.write(0, b"x" * MIB)
     link = group.add_link("paris", ready["listening"][0])
-    link.wait_synced(20)
+    link.wait_synced(60)
     os.kill(daemon.pid, signal.SIGTERM)
     assert [line["event"] for line in lines(daemon)] == ["stopping", "stopped"]
     assert nodes("there").group("db").volume("data").read(0, MIB) == b"x" * MIB

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pyrepl._core import view
 from pyrepl.errors import Exists, NotFound, PyreplError, Refused, UsageError, WaitTimeout
 from tests.support.rig import LINK, MIB, WAIT, Rig
 
@@ -47,7 +48,10 @@ def test_what_is_not_performed_is_given_up(rig):
     before = rig.near.volume("v").digest(0, SIZE)
     with rig.near.volume("w").begin_snapshot("t") as snapshot, rig.near.volume("v").begin_restore("s") as restore:
         assert (snapshot.kind, restore.kind) == ("snapshot", "restore") and restore.wait(WAIT) == [LINK]
-        assert rig.far.volume("v").digest(0, SIZE) != before
+        volume, site = rig.far.volume("v"), rig.far.site
+        shown = view.read(site.window, site.stores, volume.id, 0, SIZE)
+        assert shown == rig.far.store("s").read(0, SIZE) == rig.near.store("s").read(0, SIZE), "it is performed there"
+        assert volume.digest(0, SIZE) == before, "and no state of the primary, so that readers find what was before"
         assert [store.name for store in rig.near.snapshots] == [store.name for store in rig.far.snapshots] == ["s"]
     assert snapshot.is_over and restore.is_over
     for early in (snapshot, restore):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import pyrepl
-from pyrepl.errors import NotFound, Refused, UsageError, WaitTimeout
+from pyrepl.errors import Exists, NotFound, Refused, UsageError, WaitTimeout
 from tests.support.rig import LINK, MIB, REGION, WAIT, Rig
 
 SIZE = 8 * MIB
@@ -172,6 +172,64 @@ def test_of_a_set_and_a_device(rig):
     assert ops.result.bytes_changed == told["bytes_changed"]
     told = explain(rig.near, lambda ops: ops.add_volume("n2", size=MIB, zero=False))
     assert on(told)["bytes_added"] == MIB
+
+
+@pytest.mark.parametrize("what", ["snapshot", "restore", "restore that differs"])
+def test_of_an_early_operation(rig, what):
+    """Two commands, and what differs at the source; what changes between the two is not foreseen, for nothing does."""
+    rig.fill("v", 0, 2 * MIB)
+    rig.drain()
+    if what == "restore that differs":  # the snapshot does, of which nothing was sent
+        rig.link.pause()
+        rig.near.store("s").write(0, rig.rng.randbytes(MIB))
+        overflow(rig, "w")
+    if what == "snapshot":
+        told = explain(rig.near, lambda ops: ops.early_snapshot("v", "t"))
+    else:
+        told = explain(rig.near, lambda ops: ops.early_restore(rig.near.volume("v"), "s"))
+    link = on(told)
+    assert told["kind"] == what.split()[0] and link["performed_as"] == "command" and link["unsettles"]
+    assert link["bytes_avoided"] == told["bytes_changed"] > 0
+    if what == "restore that differs":
+        assert link["bytes_added"] == MIB and link["divergent_bytes_after"] == link["divergent_bytes"] + MIB
+        assert on(explain(rig.near, lambda ops: ops.restore("v", "s")))["bytes_added"] == MIB, "as of one that is not early"
+        rig.near.volume("v").restore("s", early=True)
+        assert rig.link.status()["state"] == "paused"
+        rig.link.resume()
+        rig.link.wait_synced(WAIT)
+    else:
+        assert link["bytes_added"] == link["bytes_removed"] == link["divergent_bytes_after"] == 0
+        with rig.measured() as wire:
+            if what == "snapshot":
+                made = rig.near.volume("v").snapshot("t", early=True).result
+            else:
+                made = rig.near.volume("v").restore("s", early=True)
+            rig.link.wait_synced(WAIT)
+            rig.near.wait(where=LINK, timeout=WAIT)
+        assert wire.counts.operations == link["command_bytes"] and made.bytes_changed == told["bytes_changed"]
+    plain = on(explain(rig.near, lambda ops: ops.snapshot("v", "u")))
+    assert not plain["unsettles"] and plain["command_bytes"] < link["command_bytes"]
+    for name in ("v", "s"):
+        near, far = rig.near.store(name), rig.far.store(name)
+        assert near.read(0, SIZE) == far.read(0, SIZE)
+
+
+def test_what_of_early_operations_cannot_be_explained(rig, tmp_path):
+    path = tmp_path / "golden"
+    path.write_bytes(bytes(SIZE))
+    rig.near.add_image("golden", path)
+    for tell, kind, words in (
+        (lambda ops: ops.early_restore("v", "golden"), UsageError, "each site has its own"),
+        (lambda ops: ops.early_restore("v", rig.near.image("golden")), UsageError, "each site has its own"),
+        (lambda ops: ops.early_restore("v", "w"), Refused, "from a snapshot"),
+        (lambda ops: ops.early_restore("s", "s"), UsageError, "the same store"),
+        (lambda ops: ops.early_snapshot("v", "s"), Exists, "'s'"),
+        (lambda ops: ops.early_snapshot("none", "t"), NotFound, "none"),
+        (lambda ops: (ops.early_snapshot("v", "t"), ops.snapshot("w", "u")), UsageError, "no member of a set"),
+        (lambda ops: (ops.early_snapshot("v", "t"), ops.early_snapshot("w", "u")), UsageError, "no member of a set"),
+    ):
+        with pytest.raises(kind, match=words), rig.near.explain() as ops:
+            tell(ops)
 
 
 def test_what_cannot_be_explained(rig, tmp_path):

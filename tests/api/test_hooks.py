@@ -63,7 +63,7 @@ def test_both_sites_are_told(two: Two) -> None:
     assert [(p.mark, p.lsn, p.role) for p in there] == [("midnight", lsn - 1, "secondary"), ("noon", lsn, "secondary")]
     (run,) = until(lambda: runs(two.group, "done"), "it is said")
     assert (run["mark"], run["lsn"], run["hold"], run["exit_status"], run["text"]) == ("noon", lsn, False, None, "")
-    told = until(lambda: next((e for e in iter(lambda: events.get(5), None) if e["event"] == "hook"), None), "an event")
+    told = until(lambda: next((e for e in iter(lambda: events.get(30), None) if e["event"] == "hook"), None), "an event")
     assert (told["mark"], told["lsn"], told["state"]) == ("noon", lsn, "done")
     two.group.on_mark("noon", None)
     two.group.mark("noon", wait=True)
@@ -115,7 +115,7 @@ def test_the_dead_mans_timer(two: Two) -> None:
     lsn = two.group.mark("noon").lsn
     two.group.wait(lsn, where="paris", timeout=30)
     (run,) = runs(far)
-    assert run["state"] == "timed-out" and 0.5 <= run["seconds"] < 10 and "0.5 s" in run["text"]
+    assert run["state"] == "timed-out" and 0.5 <= run["seconds"] < 60 and "0.5 s" in run["text"]
     hook.go.set()  # what comes late changes nothing
     two.group.mark("midnight")
     two.group.wait(where="paris", timeout=30)
@@ -159,7 +159,7 @@ def test_a_program(two: Two, tmp_path: Path) -> None:
     """What it is told, what it inherits (nothing), its exit status and its words."""
     script = tmp_path / "hook.py"
     script.write_text(SCRIPT)
-    two.group.on_mark("noon", [sys.executable, "-I", str(script)], hold=True)
+    two.group.on_mark("noon", [sys.executable, "-I", str(script)], hold=True, timeout=60)
     lsn = two.group.mark("noon", b"hello").lsn
     (run,) = runs(two.group)
     assert (run["state"], run["exit_status"]) == ("failed", 3)
@@ -172,7 +172,7 @@ def test_a_program(two: Two, tmp_path: Path) -> None:
 
 def test_a_program_that_hangs_is_killed_with_what_it_began(two: Two, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    two.group.on_mark("noon", ["/bin/sh", "-c", f"sleep 1000 & echo $! $$ > {pids}; wait"], hold=True, timeout=1)
+    two.group.on_mark("noon", ["/bin/sh", "-c", f"sleep 1000 & echo $! $$ > {pids}; wait"], hold=True, timeout=4)
     two.group.mark("noon")
     (run,) = runs(two.group)
     assert run["state"] == "timed-out"
@@ -197,10 +197,11 @@ def test_many_marks_at_once(two: Two) -> None:
     """Hooks that hold nothing run one at a time in the order of the marks; what is too much is skipped, and said."""
     hook = Holding()
     two.group.on_mark("*", hook)
-    for n in range(80):
+    two.group.mark("m0")
+    assert hook.begun.wait(30)  # it waits for its turn no longer: there is room for the next
+    for n in range(1, 80):
         two.group.mark(f"m{n}", wait=False)
     two.group.wait(timeout=30)
-    assert hook.begun.wait(30)
     until(lambda: len(runs(two.group, "skipped")) == 15, "what is too much is skipped")
     assert "wait for their turn" in runs(two.group, "skipped")[0]["text"]
     hook.go.set()
@@ -218,7 +219,7 @@ def test_a_site_that_dies_while_it_is_held_holds_again(two: Two) -> None:
     two.b.close()  # as far as the mark it is the same as a crash: nothing behind it is performed
     assert hook.told[0].lsn == lsn
     again = Holding()
-    two.b = pyrepl.Node.open(two.path / "b", hooks=lambda group: [pyrepl.Hook("noon", again, hold=True)] if group == "db" else [])
+    two.b = pyrepl.Node.open(two.path / "b", hooks=lambda group: [pyrepl.Hook("noon", again, hold=True, timeout=60)] if group == "db" else [])
     two.b.listen(*two.address)
     assert again.begun.wait(30) and again.told[0].lsn == lsn
     assert two.b.group("db").applied_lsn == lsn - 1

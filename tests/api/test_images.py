@@ -15,7 +15,7 @@ from pyrepl.errors import Exists, InUse, NotFound, Refused, UsageError, WaitTime
 MIB = 1 << 20
 REGION = 64 * 1024
 SIZE = 2 * MIB
-WAIT = 20.0
+WAIT = 60.0
 
 
 @pytest.fixture

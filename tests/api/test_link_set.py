@@ -99,7 +99,7 @@ def test_pausing_and_removing_a_limited_link_is_quick(rig):
     rig.link.resume()
     until(lambda: rig.link.status()["connected"])
     rig.near.remove_link(LINK)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60, "what is on its way would take a quarter of an hour"
 
 
 def test_async_becomes_sync_and_back(rig):
@@ -133,7 +133,7 @@ def test_a_sync_link_waits_until_it_has_caught_up(rig):
     rig.link.set(mode="sync")
     writer = threading.Thread(target=rig.write, args=("v", 4096, 4096), daemon=True)
     writer.start()
-    assert is_over(writer, 3)
+    assert is_over(writer)
     assert rig.link.status()["degraded"] and rig.link.status()["connected"]
     rig.link.set(bandwidth=0)
     rig.link.wait_synced(WAIT)
@@ -157,28 +157,25 @@ def test_another_address(rig):
 
 def test_an_address_that_answers_nothing_is_left_at_once(rig):
     with Proxy(None) as nobody:
-        rig.link.set(address=f"127.0.0.1:{nobody.port}")
+        rig.link.set(address=f"127.0.0.1:{nobody.port}", dead=600.0)  # an attempt may last so long
         rig.write("v", 0, 4096)
         until(lambda: rig.link.status()["last_error"])
-        begin = time.monotonic()
         rig.link.set(address=f"127.0.0.1:{rig.proxy.port}")
         rig.check_both()
-        assert time.monotonic() - begin < 4
 
 
-def test_an_address_of_another_node_is_refused(rig, tmp_path):
+def test_an_address_of_another_node_is_refused(rig, tmp_path, monkeypatch):
     import pyrepl
 
+    monkeypatch.setattr("pyrepl.runtime.dialer.REFUSED", 600.0)
     with pyrepl.Node.open(tmp_path / "other", create=True, name="other") as stranger:
         stranger.create_group("db", tmp_path / "other-journal", journal_size=16 * MIB, role="secondary").add_volume("v", size=SIZE)
         host, port = stranger.listen("127.0.0.1", 0)
         rig.link.set(address=f"{host}:{port}")
         until(lambda: rig.link.status()["state"] == "refused")
         assert "was paired" in rig.link.status()["last_error"]
-        begin = time.monotonic()
         rig.link.set(address=f"127.0.0.1:{rig.proxy.port}")
-        rig.check_both()
-        assert time.monotonic() - begin < 4, "a refusal is asked about again after 5 s, a new address at once"
+        rig.check_both()  # a new address is asked at once, whenever a refusal would be asked about again
 
 
 def test_what_was_set_outlives_a_restart(rig):
@@ -243,5 +240,5 @@ def test_what_cannot_be_set(rig):
 def test_what_was_set_is_told(rig):
     events = rig.near_node.events()
     rig.link.set(bandwidth=MIB, mode="sync")
-    told = next(event for event in iter(lambda: events.get(10), None) if event["event"] == "link-changed")
+    told = next(event for event in iter(lambda: events.get(WAIT), None) if event["event"] == "link-changed")
     assert {key: told[key] for key in told if key not in ("time", "node")} == {"event": "link-changed", "group": "db", "link": LINK, "bandwidth": MIB, "mode": "sync"}

@@ -11,11 +11,13 @@ from contextlib import ExitStack
 import pytest
 
 from pyrepl.errors import Exists, NotFound, Refused, UsageError, WaitTimeout
+from tests.support.clients import until
+from tests.support.ports import lasting_port
 
 MIB = 1 << 20
 REGION = 64 * 1024
 SIZE = 2 * MIB
-WAIT = 20.0
+WAIT = 60.0
 
 
 class Pair:
@@ -27,7 +29,7 @@ class Pair:
         self.far_group = self.there.create_group("db", tmp_path / "far-journal", journal_size=16 * MIB, role="secondary",
                                                  alignment=alignment)
         self.far = self.far_group.add_volume("data", size=SIZE)
-        self.host, self.port = self.there.listen("127.0.0.1", 0)
+        self.host, self.port = self.there.listen("127.0.0.1", lasting_port())
         self.here = nodes("here")
         self.group = self.here.create_group("db", tmp_path / "near-journal", journal_size=16 * MIB, alignment=alignment)
         self.near = self.group.add_volume("data", size=SIZE)
@@ -140,12 +142,9 @@ def test_what_was_known_before_the_link_broke_is_not_synced(pair):
     link = pair.link()
     link.wait_synced(WAIT)
     pair.there.close()
-    deadline = time.monotonic() + WAIT
-    while link.status()["connected"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: link.status()["state"] == "down", "the link has heard of it", WAIT)
     status = link.status()
-    assert status["consistent"] and not status["lag_events"] and not status["divergent_bytes"]
+    assert not status["connected"] and status["consistent"] and not status["lag_events"] and not status["divergent_bytes"]
     with pytest.raises(WaitTimeout, match=f"LSN {status['durable_lsn']} after 0.2 s: it is down"):
         link.wait_synced(0.2)
     pair.there = pair.nodes("there")
@@ -185,7 +184,7 @@ def test_waiting_for_a_link_that_is_removed(pair):
         waiter = threading.Thread(target=wait)
         waiter.start()
         pair.group.remove_link("deaf")
-        waiter.join(10)
+        waiter.join(WAIT)
         assert not waiter.is_alive() and len(caught) == 1
 
 
@@ -202,7 +201,7 @@ def test_handles_from_before_the_pairing(nodes, tmp_path, removed):
     for name in reversed(names):
         near.add_volume(name, size=REGION).write(0, name.encode() * REGION)
     link = near.add_link("paris", "%s:%d" % there.listen("127.0.0.1"))
-    link.wait_synced(WAIT if removed else 3)
+    assert not link.wait_synced(WAIT)["last_error"] or removed
     near.wait(where="paris", timeout=WAIT)
     assert {name: handles[name].read(0, REGION) for name in names} == {name: name.encode() * REGION for name in names}
     assert handles["a"].id != numbers["a"] and all(handles[name] == far.volume(name) for name in names)
@@ -215,11 +214,13 @@ def test_handles_from_before_the_pairing(nodes, tmp_path, removed):
         handles["b"].read(0, 1)
 
 
-def test_closing_ends_all_threads(pair):
+def test_closing_ends_all_threads(nodes, tmp_path):
+    before = set(threading.enumerate())  # what an earlier test let go may take a moment to end
+    pair = Pair(nodes, tmp_path)
     pair.link(mode="sync").wait_synced(WAIT)
     pair.here.close()
     pair.there.close()
-    left = [thread.name for thread in threading.enumerate() if thread.name.startswith(("pyrepl-", "db-"))]
+    left = [thread.name for thread in threading.enumerate() if thread not in before and thread.name.startswith(("pyrepl-", "db-"))]
     assert not left
 
 
@@ -262,9 +263,11 @@ def test_removing_a_link_that_cannot_connect_is_quick(pair):
         link = pair.group.add_link("deaf", f"127.0.0.1:{deaf.getsockname()[1]}")
         with pytest.raises(WaitTimeout, match="connecting"):
             link.wait_synced(0.3)
+        link.set(dead=600.0)
+        until(lambda: link._dialer._dialled[1] == 600.0, "an attempt that may last so long has begun", WAIT)
         begin = time.monotonic()
         pair.group.remove_link("deaf")
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 60
 
 
 def test_a_secondary_that_does_not_fit(nodes, tmp_path, monkeypatch):
@@ -295,7 +298,7 @@ def test_a_link_that_is_down_stops_nobody(pair):
     begin = time.monotonic()
     for n in range(60):  # more than the journal holds
         pair.near.write(n % 2 * MIB, os.urandom(MIB))
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 100
     with pytest.raises(WaitTimeout, match=f"127.0.0.1:{port}"):
         link.wait_synced(0.3)
     assert link.status()["state"] in ("down", "connecting")

@@ -14,6 +14,7 @@ from pyrepl.roles import Roles
 from tests.api.test_links import SIZE, WAIT, Pair
 from tests.api.test_roles import Stamps
 from tests.support.clients import until
+from tests.support.ports import lasting_port
 
 MIB = 1 << 20
 
@@ -25,7 +26,7 @@ class Sites:
         self.nodes = nodes
         pair = Pair(nodes, tmp_path)
         self.node = {"here": pair.here, "there": pair.there}
-        self.port = {"here": pair.here.listen("127.0.0.1", 0)[1], "there": pair.port}
+        self.port = {"here": pair.here.listen("127.0.0.1", lasting_port())[1], "there": pair.port}
         self.leader = "here"
         pair.link(**options).wait_synced(WAIT)
         pair.group.add_link
@@ -263,7 +264,7 @@ def test_what_is_refused(nodes, tmp_path):
 def test_an_address_that_leads_nowhere(sites):
     """The swap is done; who called hears that the link back is not."""
     with pytest.raises(WaitTimeout, match="has not linked back to 127.0.0.1:1 yet"):
-        sites.one.migrate("paris", back="127.0.0.1:1", timeout=1.0)
+        sites.one.migrate("paris", back="127.0.0.1:1", timeout=5.0)  # enough to be heard
     sites.migrated()
     assert sites.one.role == "primary" and sites.one.link(sites.name).address == "127.0.0.1:1"
     sites.one.remove_link(sites.name)

@@ -149,16 +149,17 @@ def test_results_and_waiting(group, data):
 
 
 def test_time_over(group, data, monkeypatch):
-    held = threading.Event()
-    threading.Thread(target=lambda: group._driver.call(held.wait), daemon=True).start()
+    standing, held = threading.Event(), threading.Event()
+    threading.Thread(target=lambda: group._driver.call(lambda: (standing.set(), held.wait())), daemon=True).start()
     try:
+        assert standing.wait(60)
         with pytest.raises(WaitTimeout, match="is not performed after") as caught:
             data.snapshot("late", timeout=0.05)
         assert caught.value.retryable and isinstance(caught.value, TimeoutError)
         late = group.store("late")
     finally:
         held.set()
-    group.wait(timeout=10)
+    group.wait(timeout=60)
     assert shows(late, ("a", 32))
 
 

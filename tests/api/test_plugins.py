@@ -173,10 +173,10 @@ def test_one_that_hangs_is_given_up(two: Two) -> None:
     with pytest.raises(WaitTimeout):
         result.wait(timeout=0.2)
     assert result.failed is None and result.state == "admitted"
-    assert time.monotonic() - begin < 2, "nobody waits"
+    assert time.monotonic() - begin < cases.Slow.seconds, "nobody waits"
     assert two.group.status()["lsn"]["applied"] < result.lsn
     result.wait(timeout=30)
-    assert result.failed == "plug-in 'slow' was not done after 3 s"
+    assert result.failed == f"plug-in 'slow' was not done after {cases.Slow.seconds:g} s"
     assert data.read(0, 6) == b"after!"
     cases.GO_ON.set()
     result.wait("paris", 60)
@@ -192,7 +192,8 @@ def test_one_that_is_too_slow_at_the_secondary(two: Two) -> None:
     assert result.failed == ""
     later = data.write(REGION, b"later".ljust(4096))
     two.group.flush()
-    assert two.link.status()["durable_lsn"] < result.lsn
+    status = two.link.status()
+    assert status["durable_lsn"] < result.lsn or status["refused"]
     same(two)
     assert two.link.status()["refused"] == [{"lsn": result.lsn, "reason": "plug-in 'tires' was not done after 1 s"}]
     assert cases.RUNS == ["data", "data"] and later > result.lsn

@@ -11,6 +11,7 @@ from pyrepl.errors import NotFound, Refused, UsageError
 from pyrepl.parting import Parting
 from tests.api.test_links import SIZE, WAIT, Pair
 from tests.support.clients import until
+from tests.support.ports import lasting_port
 
 MIB = 1 << 20
 REGION = 64 * 1024
@@ -29,7 +30,7 @@ class Parted:
         pair.group.site.checkpoint()
         self.new = pair.far_group
         self.new.takeover()
-        self.here_port = 0
+        self.here_port = lasting_port()
         pair.here.close()
         self.start_here()
         self.old = self.here.group("db")
@@ -44,7 +45,7 @@ class Parted:
 
     def start_here(self):
         self.here = self.nodes("here")
-        self.here_port = self.here.listen("127.0.0.1", self.here_port)[1]
+        self.here.listen("127.0.0.1", self.here_port)
 
     def back(self):
         return self.new.add_link("back", f"127.0.0.1:{self.here_port}")
@@ -87,6 +88,7 @@ def test_both_sides_say_so_until_it_is_settled(parted):
     until(lambda: told_of(parted.new) == [(None, fork, new, old)], "no link yet: it was told by who dialled", WAIT)
     assert parted.old.status()["split_brain"][0]["node"] == parted.there.node_id.hex()
     assert parted.new.status()["split_brain"][0]["node"] == parted.here.node_id.hex()
+    until(lambda: parted.old.link("paris").status()["state"] == "diverged", "the link that has met it stands so", WAIT)
     text = parted.old.link("paris").status()["last_error"]
     assert f"split brain: after event {fork} each site has events" in text and "pyrepl resolve db --loser here" in text
     link = parted.back()
@@ -106,10 +108,10 @@ def test_a_link_that_is_removed_takes_its_split_brain_along(parted):
 def test_the_loser_is_named_at_its_own_side(parted):
     link = parted.back()
     until(lambda: link.status()["state"] == "diverged", "both have written", WAIT)
+    link.pause()  # by itself it would ask again some time, and be obeyed
     lsn = parted.old.flush()
     assert parted.old.resolve("here") == lsn
     assert parted.old.role == "secondary" and parted.old.status()["yields"] and not parted.old.links
-    link.pause()
     link.resume()
     snapshot = agreed(parted.new, link, parted.old, parted.tail[parted.old])
     parted.here.close()
@@ -118,7 +120,7 @@ def test_the_loser_is_named_at_its_own_side(parted):
     (again,) = old.kept
     assert (again.name, again.lsn) == (snapshot.name, lsn) and again.read(0, SIZE) == parted.tail[parted.old]
     assert old.status()["kept"] == [{"id": again.id, "name": again.name, "kind": "kept", "size": SIZE, "origin": "data",
-                                     "lsn": lsn, "path": again.device}]
+                                     "diverged": [], "lsn": lsn, "path": again.device}]
     assert old.kept_snapshot(again.name).digest(0, SIZE) == again.digest(0, SIZE)
     again.delete()
     again.delete()
@@ -155,11 +157,13 @@ def test_a_secondary_that_has_stepped_down_gives_way(parted):
     link = parted.back()
     until(lambda: link.status()["state"] == "diverged", "split brain", WAIT)
     assert "pyrepl resolve" in link.status()["last_error"] and "pyrepl resolve" in parted.old.status()["last_refusal"]
+    link.pause()  # by itself it would ask again some time, and be obeyed
     parted.old.resolve(parted.here.name)
     parted.here.close()  # the word outlives a restart
     parted.start_here()
     parted.old = parted.here.group("db")
     assert parted.old.status()["yields"]
+    link.resume()
     agreed(parted.new, link, parted.old, tail)
 
 
@@ -239,6 +243,7 @@ def test_a_lost_tail_is_kept_too(nodes, tmp_path):
     back.wait_synced(WAIT)
     pair.far_group.wait(where="back", timeout=WAIT)
     assert pair.equal()
+    until(lambda: pair.group.status()["protective"] is None, "the protective snapshot goes when it is not needed any more", WAIT)
     found = {snapshot.origin: snapshot for snapshot in pair.group.kept}
     assert set(found) == {"data", "only-here"} and len({snapshot.label for snapshot in found.values()}) == 1
     assert found["data"].read(0, SIZE) == kept
@@ -266,6 +271,7 @@ def test_what_both_sides_made_under_one_name_is_kept(nodes, tmp_path):
     back.wait_synced(WAIT)
     pair.far_group.wait(where="back", timeout=WAIT)
     assert pair.equal() and pair.group.store("nightly").read(0, 3) == b"new"
+    until(lambda: pair.group.status()["protective"] is None, "the protective snapshot goes when it is not needed any more", WAIT)
     found = {snapshot.origin: snapshot.read(REGION, 4) for snapshot in pair.group.kept}
     assert found == {"data": b"late", "nightly": b"lost", "changed": b"lost"}
 
@@ -287,7 +293,8 @@ def test_a_primary_that_writes_on_beside_the_one_that_took_over(nodes, tmp_path)
     link.redial()
     until(lambda: told_of(pair.group) == [("paris", fork, pair.group.flush(), pair.far_group.flush())], "both have written", WAIT)
     until(lambda: told_of(pair.far_group) == [(None, fork, pair.far_group.flush(), pair.group.flush())], "both know it", WAIT)
-    assert link.status()["state"] == "diverged" and pair.group.loss("here")["stores"] == [{"store": "data", "bytes": 4096}]
+    until(lambda: link.status()["state"] == "diverged", "the link that has met it stands so", WAIT)
+    assert pair.group.loss("here")["stores"] == [{"store": "data", "bytes": 4096}]
     pair.group.resolve("here")
     assert told_of(pair.group) == []
 

@@ -77,6 +77,8 @@ def test_any_other_error_in_a_call_is_the_end(driven):
     with pytest.raises(OSError, match="disk"):
         driver.call(lambda: 5)
     assert [error.errno for error in failures] == [errno.EIO]
+    with pytest.raises(OSError):  # nothing is acknowledged any more
+        site.window.wait_applied(99, 60)
     assert site.window.state().failed
 
 
@@ -87,7 +89,7 @@ def test_who_waits_when_it_fails_is_told(driven):
 
     def first():
         entered.set()
-        go.wait(10)
+        go.wait(60)
         raise ZeroDivisionError
 
     def call(function):
@@ -99,14 +101,14 @@ def test_who_waits_when_it_fails_is_told(driven):
 
     callers = [threading.Thread(target=call, args=(function,)) for function in (first, int, int)]
     callers[0].start()
-    entered.wait(10)
+    assert entered.wait(60)
     for caller in callers[1:]:
         caller.start()
     while len(driver._calls) < 2:
         time.sleep(0.001)
     go.set()
     for caller in callers:
-        caller.join(10)
+        caller.join(60)
     assert outcomes == ["failed"] * 3 and len(failures) == 1
 
 
@@ -116,9 +118,9 @@ def test_a_failing_step(driven, monkeypatch):
     driver._on_failure = lambda error: (failures.append(error), done.set())
     monkeypatch.setattr(site, "step", lambda: 1 / 0)
     driver.hurry()
-    assert done.wait(10) and isinstance(failures[0], ZeroDivisionError)
+    assert done.wait(60) and isinstance(failures[0], ZeroDivisionError)
     with pytest.raises(OSError):
-        site.window.wait_applied(99, 10)
+        site.window.wait_applied(99, 60)
 
 
 def test_a_window_that_fails_by_itself(driven):
@@ -126,7 +128,7 @@ def test_a_window_that_fails_by_itself(driven):
     done = threading.Event()
     driver._on_failure = lambda error: (failures.append(error), done.set())
     site.window.fail(errno.ENOSPC)
-    assert done.wait(10) and failures[0].errno == errno.ENOSPC
+    assert done.wait(60) and failures[0].errno == errno.ENOSPC
 
 
 def test_after_close(driven):

@@ -61,7 +61,7 @@ class Story(Swap):
         for offset in range(4 * MIB, 22 * MIB, MIB):
             self.write(("big", offset, MIB))
         self.one.volume("data").snapshot("later")
-        self.link.set(bandwidth=MIB)
+        self.link.set(bandwidth=MIB // 2)  # more than half a minute
         self.link.resume()
         until(lambda: self.link.status()["bytes_sent"]["copied"] > 4 * REGION, "regions are copied")
         until(lambda: self.other.status()["protective"], "the secondary keeps its last consistent state")
@@ -176,7 +176,7 @@ def test_exports_of_a_secondary_go_on_while_it_is_resynchronized(nodes, tmp_path
     assert client.read(4 * MIB, MIB) == then[4 * MIB:5 * MIB] and client.call(WRITE, 0, data=bytes(512)).error == 1
     story.link.set(bandwidth=0)
     story.equal()
-    assert story.other.status()["protective"] is None
+    until(lambda: story.other.status()["protective"] is None, "it is not needed any more")
     for offset in range(0, BIG, 4 * MIB):
         assert client.read(offset, 4 * MIB) == then[offset:offset + 4 * MIB], "what it shows stays, whatever is copied beneath it"
     client.send(DISC)

@@ -63,7 +63,7 @@ def test_several_trials_know_nothing_of_each_other(rig):
 def test_a_trial_outlives_a_takeover_and_the_deletion_of_a_volume(rig):
     trial = rig.far.open_trial(journal_size=8 * MIB)
     want = trial.volume("b").read(0, SIZE)
-    rig.near.demote(timeout=20)
+    rig.near.demote(timeout=60)
     rig.far.promote()
     rig.far.volume("b").remove(force=True)
     rig.far.volume("a").write(0, bytes(SIZE))

@@ -146,7 +146,7 @@ def test_operations_in_every_state_of_the_link(rig, times):
                     one.fill(volume, 0, SIZE)
             one.near.wait()
         if state == "resyncing":
-            one.link.set(bandwidth=256 * 1024)
+            one.link.set(bandwidth=64 * 1024)
             one.link.resume()
             until(lambda: one.link.status()["state"] == "resyncing")
         for _ in range(16):
@@ -217,8 +217,9 @@ def test_three_secondaries_in_different_states(rig, tmp_path):
         stood = int(groups["oslo"].wait())
         for _ in range(6):
             one.fill("w", 0, SIZE)
+            one.link.wait_synced(WAIT)  # the journal is to overflow for the others alone
         one.near.wait()
-        links["rome"].set(bandwidth=128 * 1024)
+        links["rome"].set(bandwidth=32 * 1024)
         links["rome"].resume()
         until(lambda: links["rome"].status()["state"] == "resyncing")
         counts, made = collections.Counter(), []

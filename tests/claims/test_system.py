@@ -16,6 +16,7 @@ import pytest
 
 from pyrepl._core import batch, layout
 from tests.support.cable import HEADER, Cable, Gate
+from tests.support.clients import until
 from tests.support.daemons import Daemon
 
 MIB, KIB = 1 << 20, 1 << 10
@@ -40,7 +41,7 @@ class System:
                          "--role", role)
                 self.cli(daemon, "volume", "add", "db/v", "--size", size)
             self.stores = {"v": bytearray(size)}
-            self.do("link", "add", "db/far", f"127.0.0.1:{self.cable.port}", "--wait", "--timeout", 30)
+            self.do("link", "add", "db/far", f"127.0.0.1:{self.cable.port}", "--wait", "--timeout", 60)
             self._cleanup = stack.pop_all()
 
     def close(self) -> None:
@@ -51,7 +52,7 @@ class System:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                        "PYREPL_SOCKET": str(daemon.control)}
         done = subprocess.run([sys.executable, "-c", COMMAND, *map(str, arguments)], input=data, capture_output=True,
-                              check=False, timeout=60, env=environment)
+                              check=False, timeout=120, env=environment)
         assert done.returncode == 0, f"pyrepl {arguments}: {done.returncode} {done.stderr.decode()}"
         return done.stdout
 
@@ -155,6 +156,7 @@ def test_claim_23_ordered_operations_in_a_system(system, times):
                 daemon = (one.near, one.far)[chosen]
                 daemon.kill()
                 daemon.start()
+                until(lambda: not one.ask(one.near, "status", "db")["groups"][0]["asking"], "the primary leads when its peer has answered", 60)
             step()
         one.check()
         near, far = (dict(one.operations(daemon)) for daemon in (one.near, one.far))

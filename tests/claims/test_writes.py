@@ -6,6 +6,7 @@ import pyrepl
 from pyrepl._core import batch, layout
 from pyrepl.demo.proxy import Proxy
 from tests.support.cable import HEADER
+from tests.support.clients import until
 from tests.support.model import content
 from tests.support.rig import BLOCK, COMMAND, LINK, MIB, REGION, WAIT, framing
 
@@ -150,6 +151,7 @@ def test_claim_20_after_a_takeover_too(rig, python):
     assert leader.volume("v").read(0, 12 * MIB) != lost[: 12 * MIB]
     for store in (*leader.volumes, *leader.snapshots):
         assert one.near.store(store.name).digest(0, 64 * MIB) == store.digest(0, 64 * MIB), store.name
+    until(lambda: one.near.status()["protective"] is None, "the protective snapshot goes when it is not needed any more", WAIT)
     kept = {snapshot.origin: snapshot for snapshot in one.near.kept}
     assert set(kept) == {"v", "late"} and kept["v"].read(0, 64 * MIB) == lost
     assert 0 < counts.copied <= (UNSENT + 1) * MIB + framing((UNSENT + 1) * MIB), "what P wrote, and its third operation"

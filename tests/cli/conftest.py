@@ -31,7 +31,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": PATH, **more}
 
 
-def pyrepl(*arguments: str, input: bytes | None = None, timeout: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
+def pyrepl(*arguments: str, input: bytes | None = None, timeout: float = 120, **more: str) -> subprocess.CompletedProcess[str]:
     """One ``pyrepl`` process; output as text."""
     done = subprocess.run([sys.executable, "-c", COMMAND, *arguments], capture_output=True, check=False, timeout=timeout,
                           input=input if input is not None else b"", env=environment(**more))
@@ -86,7 +86,7 @@ class Daemon:
         assert process.stdout is not None
         process.stdout.read()
         process.stdout.close()
-        return process.wait(30)
+        return process.wait(60)
 
     def __call__(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """``pyrepl`` as a process."""
@@ -168,6 +168,6 @@ def pair(berlin: Daemon, paris: Daemon) -> str:
     for arguments in (["group", "create", name, "--journal", f"{paris.folder}/{name}.journal", "--journal-size", "16M",
                        "--role", "secondary"], ["volume", "add", f"{name}/data", "--size", "4M"]):
         assert paris.invoke(*arguments).exit_code == 0
-    added = berlin.invoke("link", "add", f"{name}/paris", paris.address, "--wait", "--timeout", "30")
+    added = berlin.invoke("link", "add", f"{name}/paris", paris.address, "--wait", "--timeout", "60")
     assert added.exit_code == 0, added.output
     return name

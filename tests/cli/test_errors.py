@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from pyrepl import errors
 from pyrepl.cli import main
 from tests.cli.conftest import COMMAND, MIB, Daemon, environment, pyrepl
-from tests.support.clients import until
 
 
 def start(*arguments, **more):
@@ -100,14 +99,14 @@ def test_peer_error_when_the_daemon_dies(daemons):
     """A wait that nobody will answer any more ends with a sentence, not with a hang."""
     daemon = daemons("killed-oslo")
     group = daemon.new_group()
-    secondary = f"{group}-far"
-    daemon.ok("group", "create", secondary, "--journal", f"{daemon.folder}/far", "--journal-size", "16M", "--role", "secondary")
-    waiting = start("wait", secondary, "1", PYREPL_SOCKET=daemon.socket)
-    # "metrics" counts itself; who waits here has connected, however long its start took.
-    until(lambda: "\npyrepl_control_connections 2" in daemon.ok("metrics"), "the command waits at the daemon")
+    daemon.ok("link", "add", f"{group}/far", "127.0.0.1:1")
+    waiting = start("wait", group, "synced", "--progress", PYREPL_SOCKET=daemon.socket)
+    assert waiting.stderr is not None
+    assert waiting.stderr.readline().startswith(f"{group}/far: ")  # it waits
     daemon.stop(signal.SIGKILL)
-    out, told = waiting.communicate(timeout=20)
+    out, told = waiting.communicate(timeout=60)
     assert waiting.returncode == errors.PeerError.exit_status and not out
+    told = told.splitlines()[-1]
     assert told.startswith("pyrepl: ") and "connection" in told
     told = daemon.fails(errors.PeerError.exit_status, "status")
     assert told == f"pyrepl: no daemon listens at {daemon.socket}: start pyrepld, or give --socket\n"
@@ -174,7 +173,7 @@ def test_ctrl_c(berlin, pair):
     assert waiting.stderr is not None
     assert "paused" in waiting.stderr.readline()  # it waits
     waiting.send_signal(signal.SIGINT)
-    out, told = waiting.communicate(timeout=20)
+    out, told = waiting.communicate(timeout=60)
     assert waiting.returncode == 130 and not out and told.splitlines()[-1] == "pyrepl: interrupted"
     assert "Traceback" not in told
     assert berlin.ok("status", pair)  # the daemon minds its own business

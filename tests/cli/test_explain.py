@@ -14,7 +14,8 @@ def snapshot(berlin, pair):
     berlin.ok("volume", "write", f"{pair}/data", "--offset", "0", input=b"x" * MIB)
     berlin.ok("snapshot", "create", f"{pair}/data", "monday")
     berlin.ok("volume", "write", f"{pair}/data", "--offset", "0", input=b"y" * MIB)
-    berlin.ok("wait", pair, "applied", "--timeout", "30")
+    berlin.ok("wait", pair, "applied", "--timeout", "60")
+    berlin.ok("wait", pair, "synced", "--timeout", "60")
     return pair
 
 
@@ -38,10 +39,28 @@ def test_explain(berlin, snapshot):
     "volume add {}/more --size 1M", "volume add {}/more --size 1M --device /dev/null", "volume remove {}/data",
     "volume resize {}/data 1M", "volume restore {}/data monday --offset 64K --length 64K", "volume restore {}/data {}/monday --offset 64K",
     "volume synchronize {}/data monday", "snapshot create {}/data x", "snapshot create {} x", "snapshot refresh {}/monday",
-    "snapshot clone {}/monday x", "snapshot delete {}/monday", "mark {} m --payload text"])
+    "snapshot clone {}/monday x", "snapshot clone {} x", "snapshot delete {}/monday", "mark {} m --payload text"])
 def test_every_command_that_makes_an_operation(berlin, snapshot, words):
     said = berlin.ok("explain", *words.replace("{}", snapshot).split())
     assert "→ paris" in said and f"in {snapshot}:" in said
+
+
+@pytest.mark.parametrize("words", ["snapshot create {}/data t --early", "volume restore {}/data monday --early"])
+def test_of_an_early_operation(berlin, snapshot, words):
+    given = words.replace("{}", snapshot).split()
+    said = berlin.ok("explain", *given).splitlines()[1]
+    assert "streaming: two commands of" in said and "not consistent for a while, and what changes until" in said
+    (link,) = berlin.json(output.Explanation, "explain", *given).links
+    assert link.unsettles and link.command_bytes > 0
+    assert "is not compared: leave --verify out" in berlin.fails(2, "explain", *given, "--verify")
+
+
+@pytest.mark.parametrize(("words", "say"), [
+    ("volume restore {}/data monday --early --offset 0", "leave the part out"),
+    ("volume restore {} monday --early", "are of one store"), ("volume restore {} monday --length 64K", "are of one store"),
+    ("snapshot create {} x --early", "are of one store")])
+def test_what_cannot_be_early(berlin, snapshot, words, say):
+    assert say in berlin.fails(2, "explain", *words.replace("{}", snapshot).split())
 
 
 def test_without_a_link(berlin, group):

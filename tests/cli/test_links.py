@@ -70,6 +70,7 @@ def test_a_link_of_a_secondary(berlin, paris, pair):
 
 
 def test_a_delayed_secondary(berlin, paris, pair):
+    berlin.ok("wait", pair, "applied", "--link", "paris", "--timeout", "60")
     said = paris.ok("group", "set", pair, "--delay", "2h")
     assert said == f"group {pair}: while it is a secondary this site performs what arrives 2 h 0 min after it was written\n", said
     before = paris.json(output.GroupShow, "group", "show", pair).group
@@ -80,7 +81,7 @@ def test_a_delayed_secondary(berlin, paris, pair):
     assert after.lsn.applied == before.lsn.applied < after.lsn.durable and [store.name for store in after.stores] == ["data"]
     assert "delayed by 2 h 0 min, " in paris.ok("status", pair)
     assert paris.ok("group", "set", pair, "--delay", "none").endswith("performs what arrives at once\n")
-    berlin.ok("wait", pair, "applied", "--timeout", "30")
+    berlin.ok("wait", pair, "applied", "--link", "paris", "--timeout", "60")
     assert [store.name for store in paris.json(output.GroupShow, "group", "show", pair).group.stores] == ["data", "late"]
     assert "delayed" not in paris.ok("status", pair)
     assert "not a time" in paris.fails(2, "group", "set", pair, "--delay", "soon")

@@ -7,7 +7,9 @@ import os
 
 import pytest
 
+from pyrepl import errors
 from pyrepl.cli import output
+from tests.support.clients import until
 
 MIB = 1 << 20
 
@@ -135,6 +137,9 @@ def test_restore_says_what_is_lost_and_wants_force(berlin, group):
     told = berlin.fails(2, "volume", "restore", f"{group}/data", "monday")
     assert "what was written since snapshot 'monday' is lost" in told and "--force" in told
     assert content(berlin, f"{group}/data", "--length", "6") == b"after!"
+    berlin.ok("snapshot", "clone", f"{group}/data", "other")
+    told = berlin.fails(2, "volume", "restore", f"{group}/other", "monday")
+    assert "what it holds now is lost" in told, "a snapshot of another volume replaces all of it"
     done = berlin.json(output.Operation, "volume", "restore", f"{group}/data", f"{group}/monday", "--force")
     assert (done.kind, done.state, done.bytes_changed) == ("restore", "performed", 64 << 10)
     assert content(berlin, f"{group}/data", "--length", "6") == b"before"
@@ -226,6 +231,45 @@ def test_delete_of_a_snapshot_that_others_were_made_from(berlin, group):
     assert names(berlin, group, "snapshot") == set()
 
 
+def test_group_wide(berlin, paris, pair):
+    berlin.ok("volume", "add", f"{pair}/logs", "--size", "1M")
+    for name in ("data", "logs"):
+        berlin.ok("volume", "write", f"{pair}/{name}", input=b"monday")
+    berlin.ok("snapshot", "create", pair, "monday")
+    for name in ("data", "logs"):
+        berlin.ok("volume", "write", f"{pair}/{name}", input=b"sunday")
+    said = berlin.fails(errors.UsageError.exit_status, "volume", "restore", pair, "monday")
+    assert "volumes data, logs" in said and "since snapshot 'monday' is lost" in said and "--force" in said
+    assert f"restore in {pair}: 128 KiB would change here" in berlin.ok("explain", "volume", "restore", pair, "monday")
+    assert f"2 volumes of {pair} restored from monday: performed" in berlin.ok("volume", "restore", pair, "monday", "--force")
+    assert content(berlin, f"{pair}/data", "--length", "6") == content(berlin, f"{pair}/logs", "--length", "6") == b"monday"
+    assert "restore of 2 volumes" in berlin.ok("operation", "list", pair)
+    berlin.ok("volume", "write", f"{pair}/logs", input=b"sunday")
+    made = berlin.json(output.Operation, "snapshot", "clone", pair, "test", "--from", "monday")
+    assert made.kind == "clone" and made.created == ["data-test", "logs-test"] and len(made.members) == 2
+    assert f"clone in {pair}" in berlin.ok("explain", "snapshot", "clone", pair, "other")
+    assert "snapshots data-monday, logs-monday" not in berlin.fails(errors.NotFound.exit_status, "snapshot", "delete", pair, "monday")
+    for name in ("data-test", "logs-test"):
+        berlin.ok("volume", "remove", f"{pair}/{name}", "--force")
+    assert "content that they have now is lost" in berlin.fails(errors.UsageError.exit_status, "snapshot", "refresh", pair, "monday")
+    assert f"refresh in {pair}" in berlin.ok("explain", "snapshot", "refresh", pair, "monday")
+    assert f"2 snapshots monday of {pair} refreshed" in berlin.ok("snapshot", "refresh", pair, "monday", "--force")
+    assert content(berlin, f"{pair}/logs-monday", "--length", "6") == b"sunday"
+    berlin.ok("snapshot", "create", f"{pair}/logs-monday", "inner")
+    said = berlin.fails(errors.UsageError.exit_status, "snapshot", "delete", pair, "monday")
+    assert "logs-monday is the origin of inner" in said
+    assert f"delete in {pair}" in berlin.ok("explain", "snapshot", "delete", pair, "monday")
+    assert f"2 snapshots monday of {pair} deleted" in berlin.ok("snapshot", "delete", pair, "monday", "--force")
+    berlin.ok("wait", pair, "synced", "--timeout", "30")
+    until(lambda: all(names(berlin, pair, kind) == names(paris, pair, kind) for kind in ("volume", "snapshot")), "it is performed")
+    for words, say in (
+        (["snapshot", "refresh", pair], "or GROUP NAME"), (["snapshot", "delete", f"{pair}/inner", "monday"], "or GROUP NAME"),
+        (["volume", "restore", pair, "x", "--early"], "are of one volume"), (["snapshot", "clone", pair, "x", "--device", "/d"], "for one volume"),
+        (["snapshot", "clone", f"{pair}/inner", "x", "--from", "y"], "for a whole group"),
+    ):
+        assert say in berlin.fails(errors.UsageError.exit_status, *words)
+
+
 def test_mark_and_operations(berlin, group):
     marked = berlin.json(output.Operation, "mark", group, "before-upgrade", "--payload", "4.2")
     assert marked.kind == "mark" and marked.created == []
@@ -243,7 +287,7 @@ def test_mark_and_operations(berlin, group):
 def test_no_wait(berlin, group):
     done = berlin.json(output.Operation, "snapshot", "create", f"{group}/data", "soon", "--no-wait")
     assert done.state in ("admitted", "performed")
-    assert f"{group}: applied up to LSN " in berlin.ok("wait", group, str(done.lsn), "--timeout", "10")
+    assert f"{group}: applied up to LSN " in berlin.ok("wait", group, str(done.lsn), "--timeout", "60")
 
 
 # ---- links

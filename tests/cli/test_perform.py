@@ -10,6 +10,7 @@ import pytest
 
 import pyrepl
 from pyrepl.cli import output
+from pyrepl.cli.outcome import kept_off
 from pyrepl.errors import NotFound, UsageError
 from tests.cli.conftest import Daemon
 from tests.support import plugin_cases as cases
@@ -90,6 +91,37 @@ def test_a_secondary_without_the_plugin(berlin, paris, pair):
     assert "perform invert (data came instead at paris)" in berlin.ok("operation", "list", pair)
     assert "perform invert (data came instead)" in paris.ok("operation", "list", pair)
     assert "not all of it was performed at this site (there is no plug-in" in paris.ok("operation", "show", pair, str(done.lsn))
+
+
+def test_what_is_kept_off_the_links_is_not_promised(berlin, paris, pair):
+    """Whether a secondary comes to the same is known later than the command ends; then it is told as it is."""
+    said = berlin.ok("perform", pair, "invert", "--arg", "store=data", "--arg", "offset=0", "--arg", "length=9")
+    assert said.endswith(("changed, 64 KiB kept off the links if paris comes to the same\n",
+                          "changed\nrefused at paris, which gets the data instead\n"))
+    assert kept_off(5 << 20, 15 << 20, {}) == ", 15 MiB kept off the links"
+    assert kept_off(5 << 20, 15 << 20, {"a": "performed", "b": "refused", "c": "pending"}) == (
+        ", 10 MiB kept off the links if c comes to the same")
+    assert kept_off(5 << 20, 10 << 20, {"a": "pending", "b": "pending"}) == ", 10 MiB kept off the links if a, b come to the same"
+    assert kept_off(5 << 20, 5 << 20, {"a": "refused"}) == kept_off(5 << 20, 0, {}) == ""
+
+
+def test_as_members_of_a_set(berlin, group):
+    zeros = hashlib.sha256(bytes(SIZE)).hexdigest()
+    berlin.ok("volume", "add", f"{group}/logs", "--size", "4M")
+    done = berlin.json(output.Operation, "set", group, "perform probe store=data", "snapshot data monday",
+                       "perform invert store=logs offset=5 length=100000")
+    assert [(one.kind, one.digest, one.failed, one.bytes_changed) for one in done.members] == [
+        ("perform", zeros, None, 0), ("snapshot", None, None, SIZE), ("perform", None, None, 2 * REGION)]
+    failed = berlin("set", group, "perform fails store=data", "snapshot logs then")
+    assert failed.returncode == 1 and "operation 1 of the set has failed, and changed nothing" in failed.stdout
+    assert "then" in berlin.ok("snapshot", "list", group), "the other has done what it does"
+    for member, status, words in (
+        ("perform", 2, "write perform PLUGIN [NAME=VALUE]..."), ("perform probe store", 2, "'perform probe store': 'store': write NAME=VALUE"),
+        ("perform nothing", 3, "there is no plug-in 'nothing' here"), ("perform probe", 2, "cannot be made with the arguments"),
+    ):
+        assert words in berlin.fails(status, "set", group, member)
+    told = berlin.fails(2, "set", group, "perform invert store=data offset=0 length=9", "snapshot data x")
+    assert "number 1 (perform) writes store 'data', which number 2 (snapshot) reads" in told
 
 
 def test_by_the_socket(berlin, group, here):

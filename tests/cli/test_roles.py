@@ -31,7 +31,7 @@ def test_sites_swap(berlin, paris, pair):
     assert up.role == "primary" and up.lsn >= down.lsn and role(paris, pair) == "primary"
     assert paris("volume", "read", f"{pair}/data", "--length", "11").stdout == "from berlin"
     paris.ok("volume", "write", f"{pair}/data", input=b"from paris!")
-    paris.ok("link", "add", f"{pair}/berlin", berlin.address, "--wait", "--timeout", "30")
+    paris.ok("link", "add", f"{pair}/berlin", berlin.address, "--wait", "--timeout", "60")
     assert berlin("volume", "read", f"{pair}/data", "--length", "11").stdout == "from paris!"
 
 
@@ -40,7 +40,7 @@ def test_a_migration_and_back(berlin, paris, pair):
     done = berlin.json(output.RoleChange, "migrate", pair, "--to", "paris")
     assert (done.group, done.role, done.leader) == (pair, "secondary", "paris") and (role(berlin, pair), role(paris, pair)) == ("secondary", "primary")
     paris.ok("volume", "write", f"{pair}/data", input=b"from paris!")
-    paris.ok("wait", pair, "synced", "--timeout", "30")
+    paris.ok("wait", pair, "synced", "--timeout", "60")
     assert berlin("volume", "read", f"{pair}/data", "--length", "11").stdout == "from paris!"
     (link,) = paris.json(output.LinkList, "link", "list", pair).links
     assert (link.name, link.bytes_sent.copied) == (berlin.name, 0)
@@ -52,7 +52,7 @@ def test_a_migration_and_back(berlin, paris, pair):
 
 
 def test_a_migration_whose_link_back_leads_nowhere(berlin, paris, pair):
-    told = berlin.fails(errors.WaitTimeout.exit_status, "migrate", pair, "--to", "paris", "--back", "127.0.0.1:1", "--timeout", "1")
+    told = berlin.fails(errors.WaitTimeout.exit_status, "migrate", pair, "--to", "paris", "--back", "127.0.0.1:1", "--timeout", "5")
     assert "has not linked back to 127.0.0.1:1 yet" in told and role(paris, pair) == "primary"
     assert berlin.json(output.GroupShow, "group", "show", pair).group.successor is None
 
@@ -96,14 +96,17 @@ def test_a_split_brain_is_resolved(berlin, paris, pair):
     assert f"alone has written since event {fork}, up to event {fork + 2}, from 20" in told and "at least" not in told
     label = told.partition(f"leaves group {pair}: 4 KiB written to data, 1 operation; it is kept here as data-lost-")[2][:8]
     assert f"data-lost-{label}, evening-lost-{label}: give --force" in told
+    told = paris.fails(errors.UsageError.exit_status, "resolve", pair, "--loser", "here")
+    assert "it is kept here as data-lost-" in told, "a primary that has performed nothing but writes since"
     told = berlin.fails(errors.UsageError.exit_status, "resolve", pair, "--loser", "paris")
     assert f"the site of link paris alone has written since event {fork}, up to event {fork + 1}, leaves" in told and "tells there" in told
     assert "knows no 'rome'" in berlin.fails(errors.NotFound.exit_status, "resolve", pair, "--loser", "rome", "--force")
     done = berlin.json(output.RoleChange, "resolve", pair, "--loser", "here", "--force")
     assert (done.role, role(berlin, pair), role(paris, pair)) == ("secondary", "secondary", "primary")
     assert "gives way to whoever leads" in berlin.ok("status", pair).splitlines()[0]
-    paris.ok("link", "add", f"{pair}/berlin", berlin.address, "--wait", "--timeout", "30")
-    paris.ok("wait", pair, "synced", "--timeout", "30")
+    paris.ok("link", "add", f"{pair}/berlin", berlin.address, "--wait", "--timeout", "60")
+    paris.ok("wait", pair, "synced", "--timeout", "60")
+    until(lambda: not berlin.json(output.GroupShow, "group", "show", pair).group.protective, "it is not needed any more")
     kept, evening = [store for store in berlin.json(output.StoreList, "snapshot", "list", pair).stores if store.kind == "kept"]
     assert (kept.name, evening.name) == (f"data-lost-{label}", f"evening-lost-{label}") and kept.name in berlin.ok("snapshot", "list", pair)
     assert kept.name in berlin.ok("status", pair)
@@ -159,7 +162,7 @@ def test_what_a_forced_demotion_costs_is_told(berlin, paris, pair):
 
 
 def test_a_forced_demotion_that_costs_nothing_tells_nothing(berlin, pair):
-    berlin.ok("wait", pair, "synced", "--timeout", "30")
+    berlin.ok("wait", pair, "synced", "--timeout", "60")
     assert berlin("demote", pair, "--force").stderr == ""
 
 
@@ -169,9 +172,9 @@ def test_takeover_of_a_primary_that_is_gone(daemons, paris):
     for arguments in (["group", "create", group, "--journal", f"{paris.folder}/{group}.journal", "--journal-size", "16M",
                        "--role", "secondary"], ["volume", "add", f"{group}/data", "--size", "4M"]):
         paris.ok(*arguments)
-    lost.ok("link", "add", f"{group}/paris", paris.address, "--wait", "--timeout", "30")
+    lost.ok("link", "add", f"{group}/paris", paris.address, "--wait", "--timeout", "60")
     lost.ok("volume", "write", f"{group}/data", input=b"kept")
-    lost.ok("wait", group, "synced", "--timeout", "30")
+    lost.ok("wait", group, "synced", "--timeout", "60")
     lost.stop(9)
     paris.ok("takeover", group, "--force")
     assert role(paris, group) == "primary"
@@ -200,12 +203,12 @@ def test_two_promotes_at_once(berlin, paris, pair):
 def in_a_resync(berlin, paris, pair):
     """The journal overflows while paris is away, which then gets what it lacks slowly; the LSN of its protective snapshot."""
     berlin.ok("volume", "write", f"{pair}/data", input=b"before")
-    berlin.ok("wait", pair, "synced", "--timeout", "30")
+    berlin.ok("wait", pair, "synced", "--timeout", "60")
     berlin.ok("link", "pause", f"{pair}/paris")
     for _ in range(4):
         berlin.ok("volume", "write", f"{pair}/data", input=b"during" + bytes((4 << 20) - 6))
         berlin.ok("volume", "write", f"{pair}/data", input=os.urandom(4 << 20))
-    berlin.ok("link", "set", f"{pair}/paris", "--bandwidth", "256K")
+    berlin.ok("link", "set", f"{pair}/paris", "--bandwidth", "64K")
     berlin.ok("link", "resume", f"{pair}/paris")
     until(lambda: paris.json(output.GroupShow, "group", "show", pair).group.protective, "it is resynchronized")
     kept = paris.json(output.GroupShow, "group", "show", pair).group.protective
@@ -231,6 +234,7 @@ def test_a_takeover_in_a_resync_goes_back(berlin, paris, pair):
     (kept,) = [store for store in paris.json(output.StoreList, "snapshot", "list", pair).stores if store.kind == "kept"]
     assert kept.name == "data-protective"
     assert paris("volume", "read", f"{pair}/{kept.name}", "--length", "6").stdout == "before"
+    assert paris("volume", "read", f"{pair}/data", "--length", "6").stdout == "before", "and none of what is copied"
     assert "given up as a whole" in paris.fails(REFUSED, "snapshot", "delete", f"{pair}/{kept.name}", "--force")
     assert "can go back to its protective snapshot" in paris.fails(REFUSED, "promote", pair)
     told = paris.fails(errors.UsageError.exit_status, "takeover", pair)
@@ -249,6 +253,7 @@ def test_a_snapshot_that_was_given_up(berlin, paris, pair):
     assert group.protective is None and group.waived and not group.kept
     assert "protected  none, by command" in paris.ok("group", "show", pair)
     assert "keeps none" in paris.fails(REFUSED, "takeover", pair, "--force")
+    assert "when status says consistent" in paris.fails(REFUSED, "volume", "read", f"{pair}/data")
     berlin.ok("link", "set", f"{pair}/paris", "--bandwidth", "0")
     berlin.ok("link", "resume", f"{pair}/paris")
     berlin.ok("wait", pair, "synced", "--timeout", "60")

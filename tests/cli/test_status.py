@@ -158,7 +158,7 @@ def on_a_terminal(columns, *arguments, **more):
         pass  # the other end is closed
     finally:
         os.close(master)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     return text.decode().replace("\r\n", "\n")
 
 
@@ -268,7 +268,7 @@ def test_watch_without_a_terminal_writes_a_line_for_each_change(berlin, pair):
     lines = [watching.stdout.readline(), watching.stdout.readline()]
     assert any("no links" in line for line in lines) and any(f"{pair}  → paris  gone" in line for line in lines)
     watching.send_signal(2)
-    assert watching.wait(20) == 130
+    assert watching.wait(60) == 130
     watching.communicate()
 
 
@@ -290,12 +290,16 @@ def test_watch_on_a_terminal(berlin, pair, tmp_path):
         return subprocess.run(["tmux", "-S", socket, "-f", "/dev/null", *arguments], capture_output=True, text=True, check=True,
                               env=environment(PYREPL_SOCKET=berlin.socket, PYTHONPATH=PATH, LC_ALL="C.UTF-8")).stdout
 
-    def screen(*words):
-        deadline = time.monotonic() + 20
-        while not all(word in (shown := tmux("capture-pane", "-p")) for word in words):
+    def screen(*words, right=lambda shown: True):
+        """What is shown when it is as wanted: it may be looked at while it is being drawn."""
+        deadline = time.monotonic() + 60
+        while not (all(word in (shown := tmux("capture-pane", "-p")) for word in words) and right(shown)):
             assert time.monotonic() < deadline, shown
             time.sleep(0.05)
         return shown
+
+    def wraps_nothing(shown):
+        return len([line for line in shown.splitlines() if line.strip()]) == 7 and all(len(line) <= 40 for line in shown.splitlines())
 
     tmux("new-session", "-d", "-x", "100", "-y", "20", "sh")
     try:
@@ -303,14 +307,12 @@ def test_watch_on_a_terminal(berlin, pair, tmp_path):
         shown = screen("→ paris", "consistent", "window")
         assert shown.splitlines()[0].startswith(f"{pair}  primary  → paris")
         berlin.ok("link", "pause", f"{pair}/paris")
-        shown = screen("paused")
-        assert shown.count("primary") == 1  # drawn again, not below
+        screen("paused", right=lambda shown: shown.count("primary") == 1)  # drawn again, not below
         tmux("resize-window", "-x", "40", "-y", "20")
-        shown = screen("…")
-        assert len([line for line in shown.splitlines() if line.strip()]) == 7 and all(len(line) <= 40 for line in shown.splitlines())
+        screen("…", right=wraps_nothing)
         tmux("resize-window", "-x", "100", "-y", "20")
         tmux("send-keys", "C-c")
-        assert "primary" not in screen("ended with 130").replace("status", "")
+        screen("ended with 130", right=lambda shown: "primary" not in shown)
     finally:
         subprocess.run(["tmux", "-S", socket, "kill-server"], check=False)
 
@@ -329,7 +331,7 @@ def test_watch_outlives_a_restart_of_the_daemon(daemons):
         pass
     assert f"{group}  primary  no links" in line
     watching.send_signal(2)
-    assert watching.wait(20) == 130
+    assert watching.wait(60) == 130
     watching.communicate()
 
 
@@ -351,7 +353,7 @@ def test_watch_that_is_terminated_gives_the_terminal_back(berlin, pair):
         pass  # the other end is closed
     finally:
         os.close(master)
-    assert process.wait(20) == 128 + 15
+    assert process.wait(60) == 128 + 15
     for taken, given in ((b"\x1b[?1049h", b"\x1b[?1049l"), (b"\x1b[?25l", b"\x1b[?25h")):
         assert text.rindex(given) > text.rindex(taken), "the screen, or the cursor"
 

@@ -52,6 +52,7 @@ def read_files(root) -> dict[str, str]:
 def check_far(pair, tmp_path, files: dict[str, str]) -> None:
     """e2fsck and a read-only mount of what the secondary shows, once it has everything."""
     pair.settle()
+    clients.until(lambda: pair.secondary.client.export("data").status()["view_lsn"] is None, "what was shown before is given back")
     with FileSystem(pair.secondary.uri("data"), tmp_path / "far", read_only=True) as far:
         clients.run("e2fsck", "-fn", far.device)
         assert read_files(far.mount()) == files

@@ -2,7 +2,6 @@
 import errno
 import itertools
 import struct
-import threading
 
 import pytest
 from hypothesis import given, settings
@@ -295,24 +294,39 @@ def test_what_cannot_be_compared(stores):
             stores.differing(target, source, 0, 1)
 
 
-def test_map_memory_is_asked_while_maps_go():
-    """A status is asked for by any thread, and the applier drops maps meanwhile: this was a crash."""
-    stores = Stores(region_size=65536, alignment=4096)
-    over = threading.Event()
+ASKED = """
+import threading
+from pyrepl._core.stores import Stores
+from tests.support.devices import MemoryDevice
 
-    def ask():
-        while not over.is_set():
-            stores.map_memory()
+stores, over = Stores(region_size=4096, alignment=4096), threading.Event()
 
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    device = MemoryDevice("m", 64 << 20)
-    for _ in range(1500):
-        stores.add(1, device, store=1, size=64 << 20)
-        stores.drop_map(1)
-        stores.remove(1)
-    over.set()
-    for thread in threads:
-        thread.join()
-    assert stores.map_memory() == 0
+
+def ask():
+    while not over.is_set():
+        stores.map_memory()
+
+
+threads = [threading.Thread(target=ask) for _ in range(2)]
+for thread in threads:
+    thread.start()
+device = MemoryDevice("m", 64 << 20)
+for _ in range(12000):
+    for slot in range(1, 5):
+        stores.add(slot, device, store=slot, size=64 << 20)
+    for slot in range(1, 5):
+        stores.drop_map(slot)
+        stores.remove(slot)
+over.set()
+for thread in threads:
+    thread.join()
+print(stores.map_memory())
+"""
+
+
+def test_map_memory_is_asked_while_maps_go(python):
+    """A status is asked for by any thread, and the applier drops maps meanwhile: it crashed, so it is asked in a process of its
+    own."""
+    process = python(ASKED)
+    said, _ = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "0\n")

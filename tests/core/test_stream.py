@@ -206,7 +206,7 @@ def test_a_lot_is_sent_whole_by_small_pieces():
         got = bytearray()
         thread = threading.Thread(target=reader_of, args=(far, len(want), got))
         thread.start()
-        assert outlet.send(near.fileno(), 5000, 5000) == len(want)
+        assert outlet.send(near.fileno(), 60000, 60000) == len(want)
         thread.join(20)
         assert bytes(got) == want and outlet.length == 0
 
@@ -230,7 +230,7 @@ def test_a_peer_that_does_not_read_holds_no_memory_and_is_given_up():
         got = bytearray()
         thread = threading.Thread(target=reader_of, args=(far, len(want), got))
         thread.start()
-        outlet.send(near.fileno(), 1, 5000)
+        outlet.send(near.fileno(), 1, 60000)
         thread.join(20)
         assert bytes(got) == want
         far.close()

@@ -74,7 +74,7 @@ def test_writer_records_what_returned_and_reports_what_failed() -> None:
 
     writer = content.Writer(write, 64, 10000.0, 1)
     writer.start()
-    assert enough.wait(10)
+    assert enough.wait(60)
     with pytest.raises(OSError, match="disk is gone"):
         writer.stop()
     assert [entry.lsn for entry in writer.history] == list(range(1, 21))

@@ -101,7 +101,7 @@ def echo() -> Iterator[tuple[str, int]]:
 
 
 def talk(port: int, data: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
         sock.sendall(data)
         found = b""
         while len(found) < len(data) and (piece := sock.recv(65536)):
@@ -122,7 +122,7 @@ def test_both_directions_are_counted() -> None:
 
 def test_cut_ends_connections_and_refuses_new_ones_until_mended() -> None:
     with echo() as address, Proxy(address) as proxy:
-        with socket.create_connection(("127.0.0.1", proxy.port), timeout=5) as sock:
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=60) as sock:
             sock.sendall(b"one")
             assert sock.recv(3) == b"one"
             proxy.cut()

@@ -107,7 +107,7 @@ def two():
         yield a, b, listener, link
 
 
-def wait(what, dialer=None, seconds=20):
+def wait(what, dialer=None, seconds=60):
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, dialer and dialer.status()
@@ -195,7 +195,7 @@ def test_the_newest_connection_wins(two):
     session = Session(Side.PRIMARY)
     shadow = Link(a.site, "shadow", address="", options=QUICK)
     other.send(shadow.connect(session))
-    other.receive(session, threading.Lock(), time.monotonic() + 5)
+    other.receive(session, threading.Lock(), time.monotonic() + 60)
     assert not first._thread.is_alive()
     other.close()
     synced(dialer)
@@ -248,7 +248,7 @@ def test_knocking(two):
     callers = [socket.create_connection((host, port)) for _ in range(MOST_KNOCKING + 8)]
     try:
         wait(lambda: listener._knocking == MOST_KNOCKING)
-        callers[-1].settimeout(5)
+        callers[-1].settimeout(60)
         with contextlib.suppress(ConnectionResetError):
             assert callers[-1].recv(1) == b""
         callers[0].sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 8)
@@ -273,14 +273,14 @@ def test_a_peer_that_does_not_read_holds_no_memory():
     connection = Connection.__new__(Connection)
     ours.setblocking(True)
     import select
-    connection._socket, connection._dead, connection._poll = ours, 0.6, select.poll()
+    connection._socket, connection._dead, connection._poll = ours, 4.0, select.poll()
     connection._poll.register(ours, select.POLLOUT)
     connection.bytes_sent, connection._bucket = 0, Bucket()
     start = time.monotonic()
     out = Out("events", [b"h" * 32, bytes(8 << 20)], Pinned())
     with pytest.raises(PeerError, match="took no data"):
         connection.send_out(out)
-    assert released and released[0] - start < 0.4 < time.monotonic() - start
+    assert released and released[0] - start < 3.5 < time.monotonic() - start
     ours.close()
     theirs.close()
 

@@ -11,7 +11,6 @@ import os
 import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,16 +21,11 @@ import pytest
 
 import pyrepl
 from pyrepl.group import Group
+from tests.support.ports import lasting_port
 
 PROGRAM = str(Path(__file__).with_name("node_under_fire.py"))
 KILLS = 60
 MIB = 1 << 20
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 class Process:
@@ -103,7 +97,7 @@ class Process:
         """In good order."""
         assert self.process.stdin is not None
         self.process.stdin.write(b"end\n")
-        assert self.process.wait(30) == 0
+        assert self.process.wait(60) == 0
         self.close()
 
     def close(self) -> None:
@@ -124,7 +118,7 @@ def make(folder: Path, role: str) -> tuple[pyrepl.Node, Group]:
 def test_kills_lose_no_returned_write_and_copy_nothing_again(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(1, 1 << 30)
     print(f"seed {seed}")
-    rng, port, expected = random.Random(seed), free_port(), {}
+    rng, port, expected = random.Random(seed), lasting_port(), {}
     first, group = make(tmp_path / "a", "primary")
     second, _ = make(tmp_path / "b", "secondary")
     with first, second:

@@ -485,11 +485,11 @@ def test_a_slow_negotiation_is_ended(node, unix, monkeypatch, habit):
     monkeypatch.setattr(server, "NEGOTIATION", 0.6)
     sock = dial(unix)
     begin = time.monotonic()
-    if habit == "half an option":
-        greet(sock).sendall(b"IHAVE")
-    elif habit != "silent":
-        greet(sock)
     with contextlib.suppress(OSError, Gone):
+        if habit == "half an option":
+            greet(sock).sendall(b"IHAVE")
+        elif habit != "silent":
+            greet(sock)
         while True:
             if habit == "one byte now and then":
                 sock.sendall(b"I" if time.monotonic() < begin else b"IHAVEOPT"[:1])
@@ -502,12 +502,12 @@ def test_a_slow_negotiation_is_ended(node, unix, monkeypatch, habit):
                 time.sleep(0.05)
             else:
                 break
-            assert time.monotonic() - begin < 5, "it is served for ever"
-    sock.settimeout(5)
+            assert time.monotonic() - begin < 60, "it is served for ever"
+    sock.settimeout(60)
     with contextlib.suppress(ConnectionError):
         while sock.recv(65536):
             pass
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 60
     assert attach(unix, "vm").read(0, 512) == bytes(512)
 
 
@@ -598,8 +598,9 @@ def test_a_stale_unix_socket_is_replaced_and_a_live_one_is_not(nodes, node, db, 
     assert not stale.exists()
 
 
-def test_the_end_is_prompt_with_64_clients(node, db, unix):
-    """Attached, knocking, in the midst of a write, with replies that nobody reads."""
+def test_the_end_is_prompt_with_64_clients(node, db, unix, monkeypatch):
+    """Attached, knocking, in the midst of a write, with replies that nobody reads. Nobody who hangs is waited for."""
+    monkeypatch.setattr(server, "LINGER", 600.0)
     tcp = node.listen_nbd("127.0.0.1:0")
     held = []
     for n in range(64):
@@ -614,7 +615,7 @@ def test_the_end_is_prompt_with_64_clients(node, db, unix):
             client.sock.sendall(b"".join(struct.pack(">IHHQQI", 0x25609513, 0, READ, k, 0, MIB) for k in range(30)))
     begin = time.monotonic()
     node.close()
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 60
     for sock in held:
         with contextlib.suppress(ConnectionError):
             while sock.recv(1 << 20):
@@ -759,7 +760,8 @@ def test_certificates_are_renewed_while_clients_are_attached(node, db, unix, aut
     assert before.read(0, 512) == bytes(512)
 
 
-def test_a_stopped_server_ends_its_tls_clients(node, db, unix, authorities):
+def test_a_stopped_server_ends_its_tls_clients(node, db, unix, authorities, monkeypatch):
+    monkeypatch.setattr(server, "LINGER", 600.0)
     ours, _ = authorities
     address = node.listen_nbd("127.0.0.1:0", tls=ours.files())
     client = attach_tls(address, "vm", ours.context())
@@ -767,7 +769,7 @@ def test_a_stopped_server_ends_its_tls_clients(node, db, unix, authorities):
     threads = threading.active_count()
     begin = time.monotonic()
     node.stop_nbd(address)
-    assert time.monotonic() - begin < 3 and threading.active_count() < threads
+    assert time.monotonic() - begin < 60 and threading.active_count() < threads
     with pytest.raises((Gone, OSError)):
         client.call(READ, 0, 512)
 
@@ -789,7 +791,7 @@ assert h.pread(4096, 4096) == b"over tls" * 512
 h.shutdown(); print("good")
 """
     done = subprocess.run([clients.find("libnbd for Python"), "-c", code, str(ours.folder), host, port], capture_output=True, text=True,
-                          timeout=30, check=False)
+                          timeout=60, check=False)
     assert done.stdout == "good\n", done.stderr
     db.volume("vm").write(MIB, os.urandom(MIB))
     image = tmp_path / "image"

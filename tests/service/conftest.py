@@ -82,7 +82,7 @@ class Daemon:
         """Of its log, so far."""
         return self.log.read_text().splitlines()
 
-    def await_line(self, *words: str, seconds: float = 20, after: int = 0) -> str:
+    def await_line(self, *words: str, seconds: float = 60, after: int = 0) -> str:
         """A line of its log with all these words."""
         def found() -> str | None:
             return next((line for line in self.lines()[after:] if all(word in line for word in words)), None)
@@ -97,7 +97,7 @@ class Daemon:
         return self.lines()[before:]
 
 
-def until(true: Callable[[], Any], what: str, seconds: float = 20) -> Any:
+def until(true: Callable[[], Any], what: str, seconds: float = 60) -> Any:
     """Looks again and again; the first value that counts as true."""
     end = time.monotonic() + seconds
     while True:

@@ -21,7 +21,7 @@ from pyrepl.remote.sets import RemoteExplanation, RemoteUnorderedSet
 from pyrepl.results import Events, OperationResult
 from pyrepl.service.verbs import TABLE
 from pyrepl.unordered import UnorderedSet
-from pyrepl.volume import Snapshot, Volume
+from pyrepl.volume import Snapshot, View, Volume
 
 PAIRS = [
     (Node, remote.RemoteNode),
@@ -30,6 +30,7 @@ PAIRS = [
     (Snapshot, remote.RemoteSnapshot),
     (Image, remote.RemoteImage),
     (KeptSnapshot, RemoteKeptSnapshot),
+    (View, remote.RemoteView),
     (Attachment, remote.RemoteLink),
     (OperationResult, remote.RemoteOperationResult),
     (UnorderedSet, RemoteUnorderedSet),
@@ -67,7 +68,6 @@ LEFT_OUT = {
         "on_mark": "a callable is of this process; a daemon's hooks are in its configuration",
         "failure": INSIDE,
         "operation_counts": "in the metrics",
-        "open_view": "a view lasts as long as who opened it; an export of a secondary opens one for its clients",
         "close_view": INSIDE,
         "open_views": INSIDE,
         "close_views": INSIDE,
@@ -85,9 +85,11 @@ LEFT_OUT = {
         "start": INSIDE, "stop": INSIDE, "hand_over": INSIDE, "hands_over": INSIDE, "handed_over": INSIDE, "is_heard": INSIDE,
         "overrule": INSIDE, "redial": INSIDE, "has_answered": INSIDE, "has_failed": INSIDE,
         "local_host": INSIDE, "forecast": INSIDE, "judge_lag": INSIDE,
+        "diverged": "in the status of the group, of each store",
     },
     "OperationResult": {"wait_all": INSIDE},
     "KeptSnapshot": {"close": "delete() ends it", "closed": INSIDE, "store": INSIDE},
+    "View": {},
     "UnorderedSet": {},
     "Explanation": {},
     "Events": {"put": INSIDE, "MOST": INSIDE},

@@ -21,6 +21,7 @@ from pyrepl.errors import InUse, NotFound, PeerError, Refused
 from pyrepl.service.daemon import LOOK
 from pyrepl.service.health import Health
 from pyrepl.service.notify import Notifier
+from tests.support.ports import lasting_port
 
 from .conftest import MIB, Daemon, until
 
@@ -72,13 +73,13 @@ def systemd(tmp_path: Path) -> Iterator[Systemd]:
 
 def test_ready_status_watchdog_reload_and_stop(daemons: Callable[..., Daemon], systemd: Systemd) -> None:
     daemon = daemons()
-    daemon.start(NOTIFY_SOCKET=systemd.path, WATCHDOG_USEC="400000")
+    daemon.start(NOTIFY_SOCKET=systemd.path, WATCHDOG_USEC="1600000")
     until(lambda: len(systemd.lines("WATCHDOG=1")) >= 6, "the watchdog is fed")
     assert systemd.lines("STATUS=opening ") and systemd.lines("READY=1") == ["READY=1"]
     until(lambda: "STATUS=0 groups" in systemd.lines("STATUS="), "people see the state")
     ready = systemd.times("READY=1")[0]
     fed = [at for at in systemd.times("WATCHDOG=1") if at > ready]
-    assert all(second - first < 0.4 for first, second in zip(fed, fed[1:], strict=False))  # noqa: RUF007
+    assert all(second - first < 1.6 for first, second in zip(fed, fed[1:], strict=False))  # noqa: RUF007
     daemon.reload()
     until(lambda: len(systemd.lines("READY=1")) == 2, "the reload has ended")
     order = [line for _, line in systemd.told if line.startswith(("RELOADING=", "MONOTONIC_USEC=", "READY="))]
@@ -86,7 +87,8 @@ def test_ready_status_watchdog_reload_and_stop(daemons: Callable[..., Daemon], s
     at = int(order[2].removeprefix("MONOTONIC_USEC=")) / 1e6
     assert abs(at - time.clock_gettime(time.CLOCK_MONOTONIC)) < 60
     assert daemon.stop() == 0
-    assert systemd.lines("STOPPING=1") == ["STOPPING=1"] and systemd.lines("EXTEND_TIMEOUT_USEC=")
+    until(lambda: systemd.lines("STOPPING=1") and systemd.lines("EXTEND_TIMEOUT_USEC="), "what it said last has been read")
+    assert systemd.lines("STOPPING=1") == ["STOPPING=1"]
 
 
 def test_abstract_socket_and_a_watchdog_for_somebody_else(daemons: Callable[..., Daemon]) -> None:
@@ -139,13 +141,13 @@ def test_an_applier_that_hangs_is_noticed(nodes: Any, tmp_path: Path) -> None:
     try:
         assert health.hanging() == []
         hung.start()
-        until(lambda: health.hanging() == ["stuck"], "it is noticed", 10)
+        until(lambda: health.hanging() == ["stuck"], "it is noticed")
         release.set()
-        until(lambda: health.hanging() == [], "it answers again", 10)
+        until(lambda: health.hanging() == [], "it answers again")
     finally:
         release.set()
         health.stop()
-    hung.join(10)
+    hung.join(60)
 
 
 def test_a_group_that_failed_is_no_reason_to_kill_the_others(nodes: Any, tmp_path: Path) -> None:
@@ -238,11 +240,14 @@ def test_sigterm_applies_what_is_in_the_journal(daemons: Callable[..., Daemon]) 
     with daemon.connect() as node:
         group = node.create_group("db", daemon.folder / "j", journal_size=64 * MIB)
         data = group.add_volume("data", size=32 * MIB)
-        content = os.urandom(4 * MIB)
-        for number in range(6):
-            data.write(number * 4 * MIB, content)
-        status = group.status()
-        unapplied = status["lsn"]["end"] - status["lsn"]["applied"]
+        content, unapplied = os.urandom(4 * MIB), 0
+        for _ in range(20):  # until the signal comes in time to show something
+            for number in range(6):
+                data.write(number * 4 * MIB, content)
+            status = group.status()
+            unapplied = status["lsn"]["end"] - status["lsn"]["applied"]
+            if unapplied:
+                break
         assert daemon.stop() == 0
     assert unapplied > 0, "the signal came too late to show anything"
     from pyrepl._core.device import FileDevice
@@ -274,8 +279,8 @@ def test_sigterm_while_clients_wait(daemon: Daemon, group: Any) -> None:
     waiter.start()
     until(lambda: told, "the wait is under way")
     begin = time.monotonic()
-    assert daemon.stop() == 0 and time.monotonic() - begin < 15
-    waiter.join(10)
+    assert daemon.stop() == 0 and time.monotonic() - begin < 60
+    waiter.join(60)
     assert isinstance(ended[0], Refused) and ended[0].reason == "closed" and ended[0].retryable
 
 
@@ -286,20 +291,22 @@ def test_sigkill_is_harmless(daemons: Callable[..., Daemon]) -> None:
     daemon.start()
     with daemon.connect() as node:
         node.create_group("db", daemon.folder / "j", journal_size=16 * MIB).add_volume("data", size=MIB)
-    written: list[int] = []
-    for turn in range(4):
+    written: dict[int, int] = {}
+    index = number = 0
+    for _ in range(4):
         with daemon.connect() as node:
             data = node.group("db").volume("data")
-            assert [data.read(4096 * index, 8) for index in range(len(written))] == [
-                number.to_bytes(8, "little") for number in written]
+            for place, last in written.items():  # the one that was under way may be there, or not
+                allowed = (last, number) if place == index else (last,)
+                assert int.from_bytes(data.read(4096 * place, 8), "little") in allowed
             killer = threading.Timer(0.3, daemon.send, (signal.SIGKILL,))
             killer.start()
             with pytest.raises((PeerError, NotFound)):
                 while True:
-                    number = turn * 1000000 + len(written)
-                    index = len(written) % 200
+                    number += 1
+                    index = number % 200
                     data.write(4096 * index, number.to_bytes(8, "little"))
-                    written[index:index + 1] = [number]
+                    written[index] = number
             killer.join()
         daemon.process.wait()
         assert os.path.exists(daemon.socket), "a killed process leaves its socket behind"
@@ -338,7 +345,7 @@ def test_hooks_of_the_configuration(daemons: Callable[..., Daemon]) -> None:
         return f'[[hook]]\nmark = "noon"\nprogram = ["{script}", "{daemon.folder}/ran", "{daemon.folder}/go"]\n{extra}'
 
     here.configure(table(here, ""))
-    there.configure(table(there, 'hold = true\ntimeout = 60\ngroup = "db"'), top='listen = ["127.0.0.1:0"]')
+    there.configure(table(there, 'hold = true\ntimeout = 60\ngroup = "db"'), top=f'listen = ["127.0.0.1:{lasting_port()}"]')
     for daemon in (here, there):
         daemon.start()
     with here.connect() as near:
@@ -366,8 +373,8 @@ def test_hooks_of_the_configuration(daemons: Callable[..., Daemon]) -> None:
             group.wait(where="paris", timeout=30)
             assert far.group("db").volume("data").read(0, 5) == b"after"
             assert far.group("db").status()["hooks"][0]["state"] == "done"
-        assert (here.folder / "ran").read_text() == f"db noon {lsn} primary hello\n"
         until(lambda: group.status()["hooks"][0]["state"] == "done", "that of the primary has ended")
+        assert (here.folder / "ran").read_text() == f"db noon {lsn} primary hello\n"
 
 
 def test_a_second_daemon(daemons: Callable[..., Daemon]) -> None:
@@ -376,13 +383,13 @@ def test_a_second_daemon(daemons: Callable[..., Daemon]) -> None:
     shutil.copy(first.file, second.file)
     with pytest.raises(AssertionError, match=rf"is open in process {first.pid}"):
         second.start()
-    assert second.process.wait(20) == InUse.exit_status
+    assert second.process.wait(60) == InUse.exit_status
     second.process.stdout.close()
     second.socket = first.socket
     second.configure()
     with pytest.raises(AssertionError, match=r"another process listens there"):
         second.start()
-    assert second.process.wait(20) == InUse.exit_status
+    assert second.process.wait(60) == InUse.exit_status
     with first.connect() as node:
         assert node.status()["groups"] == []
 
@@ -539,7 +546,7 @@ def test_sighup_leaves_an_export_with_clients(daemons: Callable[..., Daemon]) ->
             assert any("SIGHUP: not taken over: export data" in line and "client" in line for line in daemon.reload())
             assert node.export("data").clients == 1
         finally:
-            assert client.communicate(timeout=20)[0] == bytes(MIB)
+            assert client.communicate(timeout=60)[0] == bytes(MIB)
         until(lambda: node.export("data").clients == 0, "the client has left")
         assert client.returncode == 0
         assert not any("not taken over" in line for line in daemon.reload()) and node.exports == []
@@ -553,7 +560,7 @@ def test_sighup_without_a_file(tmp_path: Path, python: Any) -> None:
     with pyrepl.connect(tmp_path / "c.sock") as node:
         assert node.status()["groups"] == []
     os.kill(daemon.pid, signal.SIGTERM)
-    assert daemon.wait(20) == 0
+    assert daemon.wait(60) == 0
 
 
 # ---------------------------------------------------------------- the process itself

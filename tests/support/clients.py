@@ -92,7 +92,7 @@ def run(*arguments: object, status: int | None = 0, timeout: float = 60, **optio
     return done.stdout
 
 
-def until(condition: Callable[[], bool], what: str, timeout: float = 30) -> None:
+def until(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
     """Returns when the condition holds."""
     end = time.monotonic() + timeout
     while not condition():
@@ -170,7 +170,7 @@ class FileSystem:
         elif fuse.poll() is None:
             fuse.terminate()
         try:
-            fuse.wait(30)
+            fuse.wait(60)
         except subprocess.TimeoutExpired:
             fuse.kill()
             fuse.wait()

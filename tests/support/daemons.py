@@ -17,6 +17,7 @@ from typing import Any
 
 import pyrepl
 from tests.support.clients import until
+from tests.support.ports import lasting_port
 
 MIB = 1 << 20
 _RUN = "from pyrepl.service.daemon import main; main(prog_name='pyrepld')"
@@ -31,7 +32,7 @@ class Daemon:
         folder.mkdir()
         self.folder, self.name = folder, name
         self.control, self.unix = folder / "control.sock", folder / "nbd.sock"
-        self.address = self.tcp = "127.0.0.1:0"
+        self.address, self.tcp = (f"127.0.0.1:{lasting_port()}" for _ in range(2))
         self._process: subprocess.Popen[bytes] | None = None
         self._client: Any = None
         self.start()

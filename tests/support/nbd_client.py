@@ -18,7 +18,7 @@ FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
 EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP, ESHUTDOWN = 1, 5, 12, 22, 28, 75, 95, 108
 REQUEST, SIMPLE, STRUCTURED = 0x25609513, 0x67446698, 0x668E33EF
 HEAD = struct.Struct(">IHHQQI")
-PATIENCE = 30.0  # seconds until a test says that the server hangs
+PATIENCE = 60.0  # seconds until a test says that the server hangs
 
 
 class Reply(NamedTuple):

@@ -117,7 +117,7 @@ class Slow(pyrepl.Operation):
     """Waits for the test, at most as long as it has; and then still uses what it was given."""
 
     store: str
-    seconds = 3.0
+    seconds = 6.0
 
     def footprint(self) -> pyrepl.Footprint:
         return pyrepl.Footprint(writes=(self.store,))

@@ -19,6 +19,7 @@ import pyrepl
 from pyrepl.demo.proxy import Counts, Proxy
 from tests.support.cable import HEADER, Cable
 from tests.support.model import BLOCK, REGION, Model, content, differences, stamps
+from tests.support.ports import lasting_port
 
 MIB = 1 << 20
 WAIT = 60.0
@@ -64,7 +65,7 @@ class Rig:
         self._place, self._ordering = place, ordering
         try:
             self.far_node, self.far = self._make("far", "secondary", volumes, journal)
-            self.address = self.far_node.listen("127.0.0.1", 0)
+            self.address = self.far_node.listen("127.0.0.1", lasting_port())
             self.cable = Cable(self.address)
             self._cleanup.callback(self.cable.close)
             self.proxy = self._cleanup.enter_context(Proxy(("127.0.0.1", self.cable.port)))
@@ -249,7 +250,7 @@ class Rig:
 
     def _settled(self) -> tuple[Counts, dict[str, Any]]:
         """Both counters at a moment when nothing is under way between them."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + WAIT
         while True:
             first, status, second = self.proxy.counts(), self.link.status(), self.proxy.counts()
             if first == second and status["wire_bytes_sent"] == first.forward - self.unseen:

@@ -23,6 +23,7 @@ from pyrepl.errors import NotFound, UsageError
 if TYPE_CHECKING:
     from pyrepl.remote import RemoteNode
     from pyrepl.remote.stores import RemoteStore
+    from pyrepl.remote.views import RemoteView
 
 PIECE = 4 << 20  # bytes of one read or write, as many as go in one request
 CHUNK = 16 << 20  # bytes of one digest
@@ -78,7 +79,8 @@ def write(node: RemoteNode, volume: Named, offset: int, wanted: bool) -> None:
 def read(node: RemoteNode, store: Named, offset: int, length: int | None, wanted: bool) -> None:
     """Writes the content of a volume or snapshot to standard output.
 
-    A volume that is written meanwhile is not read as of one moment; a snapshot is.
+    A volume that is written meanwhile is not read as of one moment; a snapshot is. At a secondary everything is read
+    as of one moment: what has arrived there, or, while it is resynchronized, what its protective snapshot holds.
 
     \b
     Example:
@@ -88,7 +90,10 @@ def read(node: RemoteNode, store: Named, offset: int, length: int | None, wanted
     out = sys.stdout.buffer
     if out.isatty():
         raise UsageError("standard output is a terminal: pyrepl volume read GROUP/STORE > FILE")
-    source = _readable(node, store)
+    source: RemoteStore | RemoteView = _readable(node, store)
+    group = node.group(store.group)
+    if source.kind != "kept" and group.role == "secondary" and group.status()["group_id"]:  # else it is not fed yet
+        source = click.get_current_context().with_resource(group.open_view(store.name))
     size = source.size
     count = length if length is not None else size - offset
     if count < 0 or offset > size or count > size - offset:

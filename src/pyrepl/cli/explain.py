@@ -17,6 +17,7 @@ from pyrepl.cli.connection import connect, socket_of, socket_option
 from pyrepl.cli.names import within
 from pyrepl.cli.outcome import json_option
 from pyrepl.cli.perform import arguments
+from pyrepl.cli.stores import is_wide
 from pyrepl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,19 @@ if TYPE_CHECKING:
     from pyrepl.remote.sets import RemoteExplanation
 
 Tell = Callable[["RemoteGroup", "RemoteExplanation", dict[str, Any]], None]
+
+
+def check_early(given: dict[str, Any], *, part: bool = False) -> None:
+    """As the command itself would refuse it."""
+    if given["verify"] or part:
+        what = "the part" if part else "--verify"
+        raise UsageError(f"--early is of a whole store, and is not compared: leave {what} out")
+
+
+def check_wide(given: dict[str, Any]) -> None:
+    """As the command itself would refuse it."""
+    if given["early"] or given.get("offset") is not None or given.get("length") is not None:
+        raise UsageError("--early, --offset and --length are of one store: name it GROUP/STORE")
 
 
 def _volume_add(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
@@ -34,18 +48,52 @@ def _volume_add(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any
 
 def _volume_restore(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
     volume, offset, length = given["volume"], given["offset"], given["length"]
+    if not volume.name:
+        check_wide(given)
+        ops.restore_all(given["snapshot"])
+        return
     extent = None
     if offset is not None or length is not None:
         first = offset or 0
         extent = (first, length if length is not None else group.volume(volume.name).size - first)
-    ops.restore(volume.name, within(volume.group, given["snapshot"]), extent=extent)
+    source = within(volume.group, given["snapshot"])
+    if given["early"]:
+        check_early(given, part=extent is not None)
+        ops.early_restore(volume.name, source)
+    else:
+        ops.restore(volume.name, source, extent=extent)
 
 
 def _snapshot_create(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
-    if given["store"].name:
+    if given["store"].name and given["early"]:
+        check_early(given)
+        ops.early_snapshot(given["store"].name, given["name"])
+    elif given["store"].name:
         ops.snapshot(given["store"].name, given["name"])
     else:
+        check_wide(given)
         ops.snapshot_all(given["name"])
+
+
+def _snapshot_refresh(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
+    if is_wide(given["snapshot"], given["name"], "GROUP/SNAPSHOT"):
+        ops.refresh_all(given["name"])
+    else:
+        ops.refresh(given["snapshot"].name)
+
+
+def _snapshot_delete(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
+    if is_wide(given["snapshot"], given["name"], "GROUP/SNAPSHOT"):
+        ops.delete_all(given["name"])
+    else:
+        ops.delete(given["snapshot"].name)
+
+
+def _snapshot_clone(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
+    if given["store"].name:
+        ops.clone(given["store"].name, given["name"])
+    else:
+        ops.clone_all(given["name"], snapshot=given["snapshot"])
 
 
 EXPLAINED: dict[str, Tell] = {
@@ -57,9 +105,9 @@ EXPLAINED: dict[str, Tell] = {
         given["volume"].name, within(given["volume"].group, given["source"])
     ),
     "snapshot create": _snapshot_create,
-    "snapshot refresh": lambda group, ops, given: ops.refresh(given["snapshot"].name),
-    "snapshot clone": lambda group, ops, given: ops.clone(given["store"].name, given["name"]),
-    "snapshot delete": lambda group, ops, given: ops.delete(given["snapshot"].name),
+    "snapshot refresh": _snapshot_refresh,
+    "snapshot clone": _snapshot_clone,
+    "snapshot delete": _snapshot_delete,
     "image clone": lambda group, ops, given: ops.clone(given["image"].name, given["name"]),
     "perform": lambda group, ops, given: ops.perform(given["plugin"], arguments(given["given"])),
     "mark": lambda group, ops, given: ops.mark(given["name"], os.fsencode(given["payload"])),
@@ -102,15 +150,16 @@ def explain(ctx: click.Context, operation: tuple[str, ...], as_json: bool, socke
         return
     click.echo(f"{told['kind']} in {group_name}: {sizes.human(told['bytes_changed'])} would change here")
     for link in told["links"]:
-        click.echo(f"  → {link['name']}  {_line(link)}")
+        click.echo(f"  → {link['name']}  {_line(link, early=given.get('early', False))}")
     if not told["links"]:
         click.echo("  no links")
 
 
-def _line(link: dict[str, Any]) -> str:
+def _line(link: dict[str, Any], *, early: bool) -> str:
     human = sizes.human
     if link["performed_as"] == "command":
-        parts = [f"{link['state']}: a command of {human(link['command_bytes'])}"]
+        what = "two commands" if early else "a command"
+        parts = [f"{link['state']}: {what} of {human(link['command_bytes'])}"]
     else:
         parts = [f"{link['state']}: with the first synchronization"]
     if link["bytes_added"]:
@@ -119,6 +168,10 @@ def _line(link: dict[str, Any]) -> str:
         parts.append(f"{human(link['bytes_removed'])} less to copy")
     if link["divergent_bytes"] or link["divergent_bytes_after"]:
         parts.append(f"{human(link['divergent_bytes_after'])} differ then, {human(link['divergent_bytes'])} without it")
+    if link["unsettles"]:
+        parts.append("not consistent for a while")
+    if early:
+        parts.append("and what changes until it is performed here")
     return f"{', '.join(parts)}; shipping would be {human(link['bytes_avoided'])}"
 
 

@@ -123,11 +123,12 @@ def offer_exports(ctx: click.Context, param: click.Parameter, incomplete: str) -
 
 GROUP = GroupName()
 VOLUME = Inside("volume", "volume")
-SNAPSHOT = Inside("snapshot", "snapshot")
+VOLUME_OR_GROUP = Inside("volume", "volume", whole=True)
+SNAPSHOT_OR_GROUP = Inside("snapshot", "snapshot", whole=True)
 STORE = Inside("store", "volume", "snapshot")
 STORE_OR_GROUP = Inside("store", "volume", "snapshot", whole=True)
 READABLE = Inside("store", "volume", "snapshot", "kept")
-DELETABLE = Inside("snapshot", "snapshot", "kept")
+DELETABLE_OR_GROUP = Inside("snapshot", "snapshot", "kept", whole=True)
 IMAGE = Inside("image", "image")
 LINK = Inside("link", "link")
 

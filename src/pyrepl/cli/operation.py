@@ -143,7 +143,10 @@ def _kind(one: dict[str, Any]) -> str:
     """What it is, and what of it was not performed: here, or at the end of a link."""
     given = one["arguments"].get("members", [])
     members = ", ".join(_named(member, of) for member, of in zip(one["members"], given, strict=False))
-    told = _named(one, one["arguments"]) + (f": {members}" if members else "")
+    if one["kind"] == "set":
+        told = f"set: {members}" if members else "set"
+    else:  # of a group-wide form all of them are the same
+        told = _named(one, one["arguments"]) + (f" of {len(one['members'])} volumes" if members else "")
     instead = [name for name, state in one["secondaries"].items() if state == "refused"]
     if one["refused"]:
         told += " (data came instead)"

@@ -14,10 +14,11 @@ from pyrepl.cli import sizes
 from pyrepl.errors import PeerError, UsageError
 
 if TYPE_CHECKING:
-    from pyrepl.remote import RemoteOperationResult
+    from pyrepl.remote import RemoteGroup, RemoteOperationResult
 
 
 DIFFERENT = 1  # exit status: a comparison has found a difference
+FAILED = 1  # exit status: a plug-in changed nothing
 SHOWN = 10  # extents of a link, for people
 
 
@@ -74,7 +75,37 @@ def destroys(loss: str, *, force: bool, unless: str = "") -> None:
         raise UsageError(f"{loss}: give --force if that is meant{keep}")
 
 
-def tell(result: RemoteOperationResult, group: str, what: str, *, as_json: bool, image: bool = False) -> None:
+def instead_at(group: RemoteGroup, result: RemoteOperationResult) -> dict[str, str]:
+    """What has become at each link of an operation with plug-ins, as far as it is known by now: "performed", "refused"
+    (the data are sent in place of it) or "pending"."""
+    from pyrepl.results import PERFORM
+
+    if PERFORM not in (result.kind, *(member.kind for member in result.members)):
+        return {}
+    found: dict[str, str] = next((one["secondaries"] for one in group.operations() if one["lsn"] == result.lsn), {})
+    return found
+
+
+def kept_off(changed: int, avoided: int, at: dict[str, str]) -> str:
+    """What of an operation need not cross the links, for people; empty: nothing, or it is not known of any.
+
+    Args:
+        changed: bytes.
+        avoided: bytes on all links, if all secondaries perform it.
+        at: what has become of it at each, if that may be refused there.
+    """
+    refused, pending = ([name for name, state in at.items() if state == word] for word in ("refused", "pending"))
+    kept = avoided - len(refused) * changed
+    if kept <= 0:
+        return ""
+    text = f", {sizes.human(kept)} kept off the links"
+    return f"{text} if {', '.join(pending)} {'comes' if len(pending) == 1 else 'come'} to the same" if pending else text
+
+
+def tell(
+    result: RemoteOperationResult, group: str, what: str, *, as_json: bool, image: bool = False,
+    at: dict[str, str] | None = None,
+) -> None:
     """What became of an operation, on standard output. Of one whose result is compared the exit status says what was
     found, as of ``pyrepl verify``.
 
@@ -83,6 +114,7 @@ def tell(result: RemoteOperationResult, group: str, what: str, *, as_json: bool,
         group: its group.
         what: what it is, for people: "snapshot monday of db/data".
         image: its data come from an image, which a secondary may lack.
+        at: what has become of it at each link, if a secondary may come to something else; see :func:`instead_at`.
     """
     compared = result.verification
     links: dict[str, Any] = compared["links"] if compared is not None else {}
@@ -114,12 +146,15 @@ def tell(result: RemoteOperationResult, group: str, what: str, *, as_json: bool,
     line = f"{what}: {result.state} at LSN {result.lsn}"
     if result.bytes_changed and not shows_only(result.kind, [member.kind for member in result.members]):
         line += f", {sizes.human(result.bytes_changed)} changed"
-        if result.bytes_avoided:
-            line += f", {sizes.human(result.bytes_avoided)} kept off the links"
-            line += " of secondaries that have the image" if image else ""
+        kept = kept_off(result.bytes_changed, result.bytes_avoided or 0, at or {})
+        line += kept
+        line += " of secondaries that have the image" if image and kept else ""
     if result.digest:
         line += f", digest {result.digest.hex()}"
     click.echo(line)
+    for name, state in (at or {}).items():
+        if state == "refused":
+            click.echo(f"refused at {name}, which gets the data instead")
     for number, failed in enumerate([member.failed for member in result.members] or [result.failed], 1):
         if failed:
             which = f"operation {number} of the set" if result.members else "it"

@@ -382,6 +382,7 @@ class LinkCost(Part):
     bytes_added: Bytes
     bytes_removed: Bytes
     bytes_avoided: Bytes
+    unsettles: bool
 
 
 class Explanation(Output, kw_only=True):

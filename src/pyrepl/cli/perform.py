@@ -12,13 +12,11 @@ import click
 
 from pyrepl.cli.connection import asks_daemon
 from pyrepl.cli.names import GROUP
-from pyrepl.cli.outcome import operation_options, tell, verify_option
+from pyrepl.cli.outcome import FAILED, instead_at, operation_options, tell, verify_option
 from pyrepl.errors import UsageError
 
 if TYPE_CHECKING:
     from pyrepl.remote import RemoteNode
-
-FAILED = 1  # exit status: the plug-in changed nothing
 
 
 @click.command()
@@ -44,13 +42,17 @@ def perform(
     """
     found = node.group(group)
     result = found.perform(plugin, arguments(given), verify=verify, wait=not no_wait, timeout=timeout)
-    tell(result, group, f"{plugin} in {group}", as_json=as_json)
+    tell(result, group, f"{plugin} in {group}", as_json=as_json, at=instead_at(found, result))
     if result.failed:
         click.get_current_context().exit(FAILED)
 
 
-def arguments(given: tuple[str, ...]) -> dict[str, Any]:
+def arguments(given: tuple[str, ...], member: str = "") -> dict[str, Any]:
     """By name.
+
+    Args:
+        given: as they were written.
+        member: of a set, the whole of it.
 
     Raises:
         UsageError: one without a name, or twice.
@@ -59,7 +61,8 @@ def arguments(given: tuple[str, ...]) -> dict[str, Any]:
     for text in given:
         name, equals, value = text.partition("=")
         if not name or not equals or name in found:
-            raise UsageError(f"--arg {text!r}: write NAME=VALUE, each name once")
+            what = f"{member!r}: {text!r}" if member else f"--arg {text!r}"
+            raise UsageError(f"{what}: write NAME=VALUE, each name once")
         try:
             found[name] = json.loads(value)
         except ValueError:

@@ -14,14 +14,16 @@ import click
 from pyrepl.cli import sizes
 from pyrepl.cli.connection import asks_daemon
 from pyrepl.cli.names import GROUP, within
-from pyrepl.cli.outcome import destroys, force_option, operation_options, tell
+from pyrepl.cli.outcome import FAILED, destroys, force_option, instead_at, operation_options, tell
+from pyrepl.cli.perform import arguments
 from pyrepl.errors import UsageError
 
 if TYPE_CHECKING:
     from pyrepl.remote import RemoteNode
     from pyrepl.remote.sets import RemoteUnorderedSet
 
-# Verb -> words after it: a store of the group, the name of a new one, or a size; those in brackets may be left out.
+# Verb -> words after it: a store of the group, the name of a new one, or a size; those in brackets may be left out. Of
+# perform, any number of the last.
 FORMS = {
     "snapshot": "STORE NAME",
     "clone": "STORE NAME",
@@ -32,6 +34,7 @@ FORMS = {
     "resize": "VOLUME SIZE",
     "remove": "VOLUME",
     "delete": "SNAPSHOT",
+    "perform": "PLUGIN [NAME=VALUE]",
 }
 LOSES = ("restore", "refresh", "synchronize", "copy-range", "remove")
 
@@ -50,13 +53,15 @@ def set_(
 
     Each MEMBER is one word of the shell: "snapshot STORE NAME", "clone STORE NAME", "restore VOLUME SNAPSHOT [OFFSET
     LENGTH]", "refresh SNAPSHOT", "synchronize STORE SOURCE", "copy-range SOURCE STORE OFFSET LENGTH", "resize VOLUME
-    SIZE", "remove VOLUME" or "delete SNAPSHOT". They have no order among themselves: a store that one of them changes
-    may not be used by another.
+    SIZE", "remove VOLUME", "delete SNAPSHOT" or "perform PLUGIN [NAME=VALUE]...". They have no order among themselves:
+    a store that one of them changes may not be used by another. Ends with 1 if a plug-in has failed: that one has
+    changed nothing, the others did what they do.
 
     \b
     Example:
       pyrepl set db "snapshot data before" "snapshot logs logs-before"
       pyrepl set db "restore data monday" "restore logs logs-monday" --force
+      pyrepl set db "perform reindex volume=data level=3" "snapshot logs after"
     """
     chosen = [_Member(group, text) for text in members]
     lost = [f"{one.target} ({one.verb})" for one in chosen if one.verb in LOSES]
@@ -67,7 +72,10 @@ def set_(
     with found.unordered(wait=not no_wait, timeout=timeout) as ops:
         for one in chosen:
             one.add(ops, force)
-    tell(ops.result, group, f"set of {len(chosen)} operations of {group}", as_json=as_json)
+    tell(ops.result, group, f"set of {len(chosen)} operations of {group}", as_json=as_json,
+         at=instead_at(found, ops.result))
+    if any(one.failed for one in ops.result.members):
+        click.get_current_context().exit(FAILED)
 
 
 class _Member:
@@ -84,9 +92,12 @@ class _Member:
             raise UsageError(f"{text!r} is no operation that can be in a set: it begins with {', '.join(FORMS)}")
         kinds = form.replace("[", "").replace("]", "").split()
         least = len(form.partition("[")[0].split())
+        if self.verb == "perform" and self.words:
+            self.values: list[Any] = [self.words[0], arguments(tuple(self.words[1:]), self.text)]
+            return
         if len(self.words) not in (least, len(kinds)):
-            raise UsageError(f"{text!r}: write {self.verb} {form}")
-        self.values: list[Any] = [self._value(group, kind, word) for kind, word in zip(kinds, self.words, strict=False)]
+            raise UsageError(f"{text!r}: write {self.verb} {form}{'...' if self.verb == 'perform' else ''}")
+        self.values = [self._value(group, kind, word) for kind, word in zip(kinds, self.words, strict=False)]
 
     @property
     def target(self) -> str:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from pyrepl.cli.connection import asks_daemon, local
-from pyrepl.cli.names import DELETABLE, GROUP, SNAPSHOT, STORE, STORE_OR_GROUP, Named
+from pyrepl.cli.names import DELETABLE_OR_GROUP, GROUP, SNAPSHOT_OR_GROUP, STORE_OR_GROUP, Named
 from pyrepl.cli.outcome import destroys, early_option, force_option, json_option, operation_options, tell, verify_option
-from pyrepl.cli.stores import list_stores
+from pyrepl.cli.stores import is_wide, list_stores, volumes_of
 
 if TYPE_CHECKING:
-    from pyrepl.remote import RemoteNode, RemoteSnapshot
+    from pyrepl.remote import RemoteGroup, RemoteNode, RemoteSnapshot
     from pyrepl.remote.kept import RemoteKeptSnapshot
 
 
@@ -75,21 +75,34 @@ def list_(node: RemoteNode, group: str | None, as_json: bool) -> None:
 
 
 @snapshot.command()
-@click.argument("snapshot", type=SNAPSHOT)
+@click.argument("snapshot", type=SNAPSHOT_OR_GROUP)
+@click.argument("name", required=False)
 @force_option
 @verify_option
 @operation_options
 @asks_daemon
 def refresh(
-    node: RemoteNode, snapshot: Named, force: bool, verify: bool, no_wait: bool,
+    node: RemoteNode, snapshot: Named, name: str | None, force: bool, verify: bool, no_wait: bool,
     timeout: float | None, as_json: bool
 ) -> None:
     """The snapshot shows what its origin shows now; what it showed before is lost.
 
+    Of a GROUP, with a NAME: those that a snapshot NAME of the group has made, at one point; all of them, or none.
+
     \b
     Example:
       pyrepl snapshot refresh db/nightly --force
+      pyrepl snapshot refresh db nightly --force    # db/data-nightly, db/logs-nightly: one LSN
     """
+    if is_wide(snapshot, name, "GROUP/SNAPSHOT"):
+        assert name is not None
+        group = node.group(snapshot.group)
+        destroys(f"snapshots {volumes_of(group, name)} of {group.name}: the content that they have now is lost",
+                 force=force)
+        refreshed = group.refresh(name, verify=verify, wait=not no_wait, timeout=timeout)
+        what = f"{len(refreshed.members)} snapshots {name} of {group.name} refreshed"
+        tell(refreshed, group.name, what, as_json=as_json)
+        return
     target = _snapshot(node, snapshot)
     destroys(f"snapshot {snapshot}: the content that it has now is lost", force=force,
              unless=f"pyrepl snapshot create {snapshot} NAME")
@@ -98,23 +111,38 @@ def refresh(
 
 
 @snapshot.command()
-@click.argument("store", type=STORE)
+@click.argument("store", type=STORE_OR_GROUP)
 @click.argument("name")
 @click.option("--device", type=click.Path(), help="For the new volume, at this site; at least as long as the store.")
+@click.option("--from", "snapshot", help="Of a group: clone its snapshot of this name, not what the volumes show now.")
 @verify_option
 @operation_options
 @asks_daemon
 def clone(
-    node: RemoteNode, store: Named, name: str, device: str | None, verify: bool, no_wait: bool,
+    node: RemoteNode, store: Named, name: str, device: str | None, snapshot: str | None, verify: bool, no_wait: bool,
     timeout: float | None, as_json: bool
 ) -> None:
     """A new volume NAME with the content of a snapshot, or of a volume; no data move over the links.
+
+    Of a GROUP: new volumes VOLUME-NAME of all its volumes, at one point; all of them, or none.
 
     \b
     Example:
       pyrepl snapshot clone db/monday test
       pyrepl snapshot clone db/monday test --device /dev/sdd
+      pyrepl snapshot clone db test --from monday   # db/data-test of data-monday, db/logs-test of logs-monday
     """
+    if not store.name:
+        if device is not None:
+            raise click.UsageError("--device is for one volume: name the store GROUP/STORE")
+        group = node.group(store.group)
+        cloned = group.clone(name, snapshot=snapshot, verify=verify, wait=not no_wait, timeout=timeout)
+        names = ", ".join(f"{group.name}/{one}" for one in sorted(cloned.created))
+        of = group.name if snapshot is None else f"snapshot {snapshot} of {group.name}"
+        tell(cloned, group.name, f"volumes {names} cloned from {of}", as_json=as_json)
+        return
+    if snapshot is not None:
+        raise click.UsageError("--from is for a whole group: name the snapshot GROUP/SNAPSHOT")
     source = node.group(store.group).store(store.name)
     made = source.clone(name, device=local(device), verify=verify, wait=not no_wait, timeout=timeout)
     assert made.result is not None
@@ -122,14 +150,18 @@ def clone(
 
 
 @snapshot.command()
-@click.argument("snapshot", type=DELETABLE)
+@click.argument("snapshot", type=DELETABLE_OR_GROUP)
+@click.argument("name", required=False)
 @force_option
 @operation_options
 @asks_daemon
 def delete(
-    node: RemoteNode, snapshot: Named, force: bool, no_wait: bool, timeout: float | None, as_json: bool
+    node: RemoteNode, snapshot: Named, name: str | None, force: bool, no_wait: bool, timeout: float | None,
+    as_json: bool,
 ) -> None:
     """The snapshot leaves the group, at every site.
+
+    Of a GROUP, with a NAME: those that a snapshot NAME of the group has made; all of them, or none.
 
     Snapshots that were made of it keep their content, but can then not be refreshed; that wants --force. So does a
     snapshot that this site alone keeps (lost-GENERATION): what it shows is nowhere else.
@@ -137,7 +169,17 @@ def delete(
     \b
     Example:
       pyrepl snapshot delete db/monday
+      pyrepl snapshot delete db monday              # db/data-monday, db/logs-monday
     """
+    if is_wide(snapshot, name, "GROUP/SNAPSHOT"):
+        assert name is not None
+        group = node.group(snapshot.group)
+        leaving = {f"{volume.name}-{name}" for volume in group.volumes}
+        _keep_origins(group, leaving, force=force)
+        deleted = group.delete_snapshots(name, wait=not no_wait, timeout=timeout)
+        what = f"{len(deleted.members)} snapshots {name} of {group.name} deleted"
+        tell(deleted, group.name, what, as_json=as_json)
+        return
     kept = {one.name: one for one in node.group(snapshot.group).kept}.get(snapshot.name)
     if kept is not None:
         destroys(f"snapshot {snapshot} is kept by this site alone: what it shows is lost", force=force)
@@ -145,13 +187,20 @@ def delete(
         _forgotten(kept, as_json=as_json)
         return
     target = _snapshot(node, snapshot)
-    stores = node.group(snapshot.group).status()["stores"]
-    held = [store["name"] for store in stores if store["kind"] == "snapshot" and store["origin"] == snapshot.name]
-    if held:
-        destroys(f"snapshot {snapshot} is the origin of {', '.join(held)}, which could not be refreshed any more",
-                 force=force)
+    _keep_origins(node.group(snapshot.group), {snapshot.name}, force=force)
     result = target.delete(wait=not no_wait, timeout=timeout)
     tell(result, snapshot.group, f"snapshot {snapshot} deleted", as_json=as_json)
+
+
+def _keep_origins(group: RemoteGroup, leaving: set[str], *, force: bool) -> None:
+    """Stops unless ``force`` if a snapshot that stays is of one that is to leave."""
+    held: dict[str, list[str]] = {}
+    for store in group.status()["stores"]:
+        if store["kind"] == "snapshot" and store["origin"] in leaving and store["name"] not in leaving:
+            held.setdefault(store["origin"], []).append(store["name"])
+    for origin, names in held.items():
+        destroys(f"snapshot {group.name}/{origin} is the origin of {', '.join(names)}, which could not be refreshed "
+                 f"any more", force=force)
 
 
 def _forgotten(kept: RemoteKeptSnapshot, *, as_json: bool) -> None:

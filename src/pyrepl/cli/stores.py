@@ -5,9 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyrepl.cli import sizes, tables
+from pyrepl.errors import UsageError
 
 if TYPE_CHECKING:
-    from pyrepl.remote import RemoteNode
+    from pyrepl.cli.names import Named
+    from pyrepl.remote import RemoteGroup, RemoteNode
+
+
+def is_wide(named: Named, name: str | None, form: str) -> bool:
+    """Whether a verb is meant for a whole group: GROUP and a NAME, instead of one store.
+
+    Raises:
+        UsageError: neither the one nor the other.
+    """
+    if bool(named.name) == (name is not None):
+        given = f"{named} {name}" if named.name else named.group
+        raise UsageError(f"{given}: write {form}, or GROUP NAME for what a snapshot NAME of the group has made")
+    return name is not None
+
+
+def volumes_of(group: RemoteGroup, name: str = "") -> str:
+    """The volumes of a group, or their snapshots of a name, for people."""
+    return ", ".join(f"{volume.name}-{name}" if name else volume.name for volume in group.volumes) or "none"
 
 
 def statuses(node: RemoteNode, group: str | None) -> list[dict[str, Any]]:

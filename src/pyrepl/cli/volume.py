@@ -9,10 +9,10 @@ import click
 from pyrepl.cli import sizes
 from pyrepl.cli.connection import asks_daemon, local
 from pyrepl.cli.data import compare, read, write
-from pyrepl.cli.names import GROUP, VOLUME, Named, offer_in, within
+from pyrepl.cli.names import GROUP, VOLUME, VOLUME_OR_GROUP, Named, offer_in, within
 from pyrepl.cli.outcome import destroys, early_option, force_option, json_option, operation_options, tell, verify_option
 from pyrepl.cli.rewind import rewind
-from pyrepl.cli.stores import list_stores
+from pyrepl.cli.stores import list_stores, volumes_of
 
 if TYPE_CHECKING:
     from pyrepl.remote import RemoteNode
@@ -133,7 +133,7 @@ def resize(
 
 
 @volume.command()
-@click.argument("volume", type=VOLUME)
+@click.argument("volume", type=VOLUME_OR_GROUP)
 @click.argument("snapshot", shell_complete=offer_in("snapshot", "image"))
 @click.option("--offset", type=sizes.size, help="Restore from here on only; a multiple of the region size.")
 @click.option("--length", type=sizes.size, help="Restore so much only; a multiple of the region size.")
@@ -148,6 +148,8 @@ def restore(
 ) -> None:
     """The volume shows again what SNAPSHOT shows, at once; no data move over the links.
 
+    Of a GROUP: all its volumes, at one point, what the snapshot SNAPSHOT of the group shows; all of them, or none.
+
     SNAPSHOT may be an image too (pyrepl image). What was written to the volume since is lost, unless a snapshot holds
     it. Programs that use the volume must not have it open: their caches know nothing of the restore.
 
@@ -155,7 +157,18 @@ def restore(
     Example:
       pyrepl snapshot create db/data before-restore
       pyrepl volume restore db/data monday --force
+      pyrepl volume restore db monday --force       # db/data from data-monday, db/logs from logs-monday
     """
+    if not volume.name:
+        if offset is not None or length is not None or early:
+            raise click.UsageError("--offset, --length and --early are of one volume: name it GROUP/VOLUME")
+        group = node.group(volume.group)
+        loss = f"volumes {volumes_of(group)} of {group.name}: what was written since snapshot {snapshot!r} is lost"
+        destroys(loss, force=force, unless=f"pyrepl snapshot create {group.name} NAME")
+        restored = group.restore(snapshot, verify=verify, wait=not no_wait, timeout=timeout)
+        what = f"{len(restored.members)} volumes of {group.name} restored from {snapshot}"
+        tell(restored, group.name, what, as_json=as_json)
+        return
     target = node.group(volume.group).volume(volume.name)
     part = offset is not None or length is not None
     first = offset or 0
@@ -163,7 +176,8 @@ def restore(
     what = f"{sizes.human(count)} of volume {volume} from {first} on" if part else f"volume {volume}"
     source = within(volume.group, snapshot)
     image = _is_image(node, volume.group, source)
-    held = "what it holds now" if image else f"what was written since snapshot {snapshot!r}"
+    since = _is_made_of(node, volume, source)  # else all of it is replaced, by an image or what another store showed
+    held = f"what was written since snapshot {snapshot!r}" if since else "what it holds now"
     loss = f"{what}: {held} is lost"
     destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
     result = target.restore(
@@ -196,6 +210,12 @@ def synchronize(
     image = _is_image(node, volume.group, name)
     result = target.synchronize(name, verify=verify, wait=not no_wait, timeout=timeout)
     tell(result, volume.group, f"volume {volume} synchronized from {source}", as_json=as_json, image=image)
+
+
+def _is_made_of(node: RemoteNode, volume: Named, name: str) -> bool:
+    """Whether the store of that name is a snapshot of this volume."""
+    stores = node.group(volume.group).status()["stores"]
+    return any((one["name"], one["origin"]) == (name, volume.name) for one in stores)
 
 
 def _is_image(node: RemoteNode, group: str, name: str) -> bool:

@@ -47,6 +47,7 @@ from pyrepl.operations.sets import Member, Set, accompany, check_works, find_con
 from pyrepl.operations.snapshots import Clone, Snapshot, clone, snapshot
 from pyrepl.operations.verifications import MOST_VERIFIED, Verified, Verify, verified, verify, written
 from pyrepl.operations.volumes import AddVolume, Delete, Resize, add_volume, delete, remove_volume, resize
+from pyrepl.operations.wide import clone_all, delete_all, refresh_all, restore_all
 
 Operation = (
     AddVolume | Snapshot | Clone | CloneImage | Copy | CopyImage | Zero | Delete | Resize | Mark | Set | Verify
@@ -78,6 +79,12 @@ def decode(data: bytes) -> Operation:
 def plain(operation: Operation) -> Operation:
     """What it does, whether its result is compared or not."""
     return operation.operation if isinstance(operation, Verified) else operation
+
+
+def is_unordered(operation: Operation) -> bool:
+    """Whether it is a set that users have put together, which ``ordering="strict"`` refuses."""
+    done = plain(operation)
+    return isinstance(done, Set) and not done.verb
 
 
 def copies_image(operation: Operation) -> bool:
@@ -170,6 +177,7 @@ __all__ = [
     "arguments",
     "avoided",
     "clone",
+    "clone_all",
     "clone_image",
     "complete",
     "copies_image",
@@ -178,20 +186,24 @@ __all__ = [
     "decode",
     "decode_arguments",
     "delete",
+    "delete_all",
     "early_restore",
     "early_snapshot",
     "effects_there",
     "encode",
     "encode_arguments",
     "forgo",
+    "is_unordered",
     "judge",
     "mark",
     "perform",
     "plain",
     "refresh",
+    "refresh_all",
     "remove_volume",
     "resize",
     "restore",
+    "restore_all",
     "rewind",
     "snapshot",
     "synchronize",

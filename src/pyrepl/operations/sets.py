@@ -23,14 +23,21 @@ from pyrepl.operations.volumes import Delete, Resize
 Member = Snapshot | Clone | CloneImage | Copy | CopyImage | Delete | Resize | Perform
 
 
-class Set(msgspec.Struct, frozen=True, tag="set", tag_field="op", forbid_unknown_fields=True):
-    """Its members, in the order in which they were given, which means nothing."""
+RESTORE, REFRESH, CLONE, DELETE = WIDE = ("restore", "refresh", "clone", "delete")
+
+
+class Set(
+    msgspec.Struct, frozen=True, tag="set", tag_field="op", forbid_unknown_fields=True, omit_defaults=True
+):
+    """Its members, in the order in which they were given, which means nothing. ``verb``: what all of them do, where it
+    is one operation of a whole group (``operations.wide``)."""
 
     members: Annotated[list[Member], msgspec.Meta(min_length=1, max_length=MOST_STORES)]
+    verb: str = ""
 
     @property
     def kind(self) -> str:
-        return "set"
+        return self.verb or "set"
 
     @property
     def blocks(self) -> list[int]:
@@ -40,6 +47,8 @@ class Set(msgspec.Struct, frozen=True, tag="set", tag_field="op", forbid_unknown
     def check(self, catalog: Catalog) -> None:
         """Admission at a secondary: as at the primary, member by member, and that none is in the way of another."""
         beside = catalog.copy()
+        if self.verb and (self.verb not in WIDE or {member.kind for member in self.members} != {self.verb}):
+            raise UsageError(f"not a {self.verb} of a group: {', '.join(sorted({m.kind for m in self.members}))}")
         for member in self.members:
             member.check(beside)
             accompany(beside, member)

@@ -13,6 +13,7 @@ from pyrepl.remote.images import RemoteImage
 from pyrepl.remote.node import SOCKET, RemoteExport, RemoteNode, connect
 from pyrepl.remote.results import RemoteEvents, RemoteOperationResult
 from pyrepl.remote.stores import RemoteSnapshot, RemoteVolume
+from pyrepl.remote.views import RemoteView
 
 __all__ = [
     "SOCKET",
@@ -24,6 +25,7 @@ __all__ = [
     "RemoteNode",
     "RemoteOperationResult",
     "RemoteSnapshot",
+    "RemoteView",
     "RemoteVolume",
     "connect",
 ]

@@ -74,12 +74,21 @@ class Channel:
     @contextmanager
     def stream(self, request: Request[Any]) -> Iterator[socket.socket]:
         """A connection on which the answers to this request are read by the caller; it ends with the context."""
-        sock = self.dial()
+        sock = self.ask(request)
         try:
-            _ask(sock, request, b"")
             yield sock
         finally:
             sock.close()
+
+    def ask(self, request: Request[Any]) -> socket.socket:
+        """The same; it ends when the caller closes it."""
+        sock = self.dial()
+        try:
+            _ask(sock, request, b"")
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def dial(self) -> socket.socket:
         """A new connection, welcomed.

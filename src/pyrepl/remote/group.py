@@ -19,6 +19,7 @@ from pyrepl.remote.requests import GroupInfo, LinkInfo, StoreKey
 from pyrepl.remote.results import RemoteOperationResult
 from pyrepl.remote.sets import RemoteExplanation, RemoteUnorderedSet
 from pyrepl.remote.stores import RemoteSnapshot, RemoteStore, RemoteVolume, handle
+from pyrepl.remote.views import RemoteView, open_view
 from pyrepl.results import Progress
 
 if TYPE_CHECKING:
@@ -167,6 +168,64 @@ class RemoteGroup:
         )
         return RemoteOperationResult(self, self.channel.call(request)[0])
 
+    def restore(
+        self,
+        name: str,
+        *,
+        volumes: list[RemoteVolume | str] | None = None,
+        verify: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> RemoteOperationResult:
+        """All volumes (or these) show again what their snapshots ``<volume>-<name>`` show: all of them, or none."""
+        return self._operate_wide("restore", name, volumes, None, verify, wait, timeout)
+
+    def refresh(
+        self,
+        name: str,
+        *,
+        volumes: list[RemoteVolume | str] | None = None,
+        verify: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> RemoteOperationResult:
+        """The snapshots ``<volume>-<name>`` of all volumes (or of these) show what the volumes show now."""
+        return self._operate_wide("refresh", name, volumes, None, verify, wait, timeout)
+
+    def clone(
+        self,
+        name: str,
+        *,
+        snapshot: str | None = None,
+        volumes: list[RemoteVolume | str] | None = None,
+        verify: bool = False,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> RemoteOperationResult:
+        """New volumes ``<volume>-<name>`` with the content of the volumes, or of their snapshots
+        ``<volume>-<snapshot>``."""
+        return self._operate_wide("clone", name, volumes, snapshot, verify, wait, timeout)
+
+    def delete_snapshots(
+        self,
+        name: str,
+        *,
+        volumes: list[RemoteVolume | str] | None = None,
+        wait: bool = True,
+        timeout: float | None = None,
+    ) -> RemoteOperationResult:
+        """The snapshots ``<volume>-<name>`` of all volumes (or of these) leave the group."""
+        return self._operate_wide("delete", name, volumes, None, False, wait, timeout)
+
+    def _operate_wide(
+        self, verb: str, name: str, volumes: list[RemoteVolume | str] | None, snapshot: str | None, verify: bool,
+        wait: bool, timeout: float | None,
+    ) -> RemoteOperationResult:
+        chosen = None if volumes is None else tuple(self.key_of(volume) for volume in volumes)
+        request = requests.GroupWide(group=self.name, what=verb, name=name, snapshot=snapshot, volumes=chosen,
+                                     verify=verify, wait=wait, timeout=timeout)
+        return RemoteOperationResult(self, self.channel.call(request)[0])
+
     def add_image(
         self, name: str, path: str | os.PathLike[str], *, progress: Progress | None = None
     ) -> RemoteImage:
@@ -234,6 +293,12 @@ class RemoteGroup:
         request = requests.GroupPerform(
             group=self.name, plugin=name, arguments=given, verify=verify, wait=wait, timeout=timeout)
         return RemoteOperationResult(self, self.channel.call(request)[0])
+
+    def open_view(self, store: RemoteStore | str) -> RemoteView:
+        """What a volume or snapshot shows now, kept as it is until the view is closed or this process ends. See
+        :meth:`pyrepl.Group.open_view`."""
+        key = self.key_of(store)
+        return open_view(self, handle(self, self.channel.call(requests.StoreShow(store=key))[0]))
 
     # ---- what is chosen for that site
 

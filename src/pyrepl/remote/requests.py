@@ -230,12 +230,31 @@ class MemberSnapshotAll(Member, frozen=True, kw_only=True, tag="snapshot-all"):
     volumes: tuple[StoreKey, ...] | None = None
 
 
+class MemberWide(Member, frozen=True, kw_only=True, tag="wide"):
+    what: Name
+    name: Name
+    snapshot: Name | None = None
+    volumes: tuple[StoreKey, ...] | None = None
+
+
+class MemberEarlySnapshot(Member, frozen=True, kw_only=True, tag="early-snapshot"):
+    store: StoreKey
+    name: Name
+
+
+class MemberEarlyRestore(Member, frozen=True, kw_only=True, tag="early-restore"):
+    store: StoreKey
+    snapshot: StoreKey
+
+
 class MemberMark(Member, frozen=True, kw_only=True, tag="mark"):
     name: Name
     message: bytes = b""
 
 
-AnyExplained = AnyMember | MemberAddVolume | MemberSnapshotAll | MemberMark
+AnyExplained = (
+    AnyMember | MemberAddVolume | MemberSnapshotAll | MemberWide | MemberEarlySnapshot | MemberEarlyRestore | MemberMark
+)
 
 
 # ---------------------------------------------------------------- requests
@@ -370,6 +389,17 @@ class GroupSnapshot(Compared[OperationInfo], frozen=True, kw_only=True, tag="gro
 
     group: Name
     name: Name
+    volumes: tuple[StoreKey, ...] | None = None
+
+
+class GroupWide(Compared[OperationInfo], frozen=True, kw_only=True, tag="group.wide"):
+    """``what`` ("restore", "refresh", "clone" or "delete") is done to several volumes, or their snapshots of a name, at
+    one LSN: all of it, or nothing. ``snapshot``: clone these of their snapshots."""
+
+    group: Name
+    what: Name
+    name: Name
+    snapshot: Name | None = None
     volumes: tuple[StoreKey, ...] | None = None
 
 
@@ -665,6 +695,22 @@ class StoreRead(Request[int], frozen=True, kw_only=True, tag="store.read"):
     """Read at most 4 MiB; the payload of the answer is what was read."""
 
     store: StoreKey
+    offset: int
+    length: int
+
+
+class StoreView(Request[None], frozen=True, kw_only=True, tag="store.view"):
+    """What a store shows now stays as it is, as a view: its ``id``, ``lsn`` and ``size`` come as a Progress. Until the
+    client ends the connection."""
+
+    store: StoreKey
+
+
+class ViewRead(Request[int], frozen=True, kw_only=True, tag="view.read"):
+    """Read at most 4 MiB of a view by its number; the payload of the answer is what was read."""
+
+    group: Name
+    view: int
     offset: int
     length: int
 

@@ -147,6 +147,41 @@ class RemoteExplanation(_Collected):
         chosen = None if volumes is None else tuple(self._group.key_of(volume) for volume in volumes)
         self._add(requests.MemberSnapshotAll(name=name, volumes=chosen))
 
+    def early_snapshot(self, store: RemoteStore | str, name: str) -> None:
+        """A snapshot that the secondaries make first."""
+        self._add(requests.MemberEarlySnapshot(store=self._group.key_of(store), name=name))
+
+    def early_restore(
+        self, volume: RemoteVolume | str, snapshot: RemoteSnapshot | RemoteImage | str
+    ) -> None:
+        """A restore that the secondaries perform first."""
+        self._add(requests.MemberEarlyRestore(
+            store=self._group.key_of(volume), snapshot=self._group.key_of(snapshot)))
+
+    def restore_all(self, name: str, *, volumes: list[RemoteVolume | str] | None = None) -> None:
+        """All volumes, or these, show again what a snapshot of the group shows."""
+        self._wide("restore", name, volumes)
+
+    def refresh_all(self, name: str, *, volumes: list[RemoteVolume | str] | None = None) -> None:
+        """A snapshot of the group, or of these volumes, shows what they show now."""
+        self._wide("refresh", name, volumes)
+
+    def clone_all(
+        self, name: str, *, snapshot: str | None = None, volumes: list[RemoteVolume | str] | None = None
+    ) -> None:
+        """New volumes with the content of all, or of these, or of a snapshot of them."""
+        self._wide("clone", name, volumes, snapshot)
+
+    def delete_all(self, name: str, *, volumes: list[RemoteVolume | str] | None = None) -> None:
+        """A snapshot of the group, or of these volumes, leaves it."""
+        self._wide("delete", name, volumes)
+
+    def _wide(
+        self, what: str, name: str, volumes: list[RemoteVolume | str] | None, snapshot: str | None = None
+    ) -> None:
+        chosen = None if volumes is None else tuple(self._group.key_of(volume) for volume in volumes)
+        self._add(requests.MemberWide(what=what, name=name, snapshot=snapshot, volumes=chosen))
+
     def mark(self, name: str, payload: bytes = b"") -> None:
         """A message at this point of the order."""
         self._add(requests.MemberMark(name=name, message=payload))

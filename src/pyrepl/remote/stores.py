@@ -115,7 +115,7 @@ class RemoteStore:
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset`` on; more than 4 MiB come in several requests."""
-        offset, length = _number(offset, "offset"), _number(length, "length")
+        offset, length = as_number(offset, "offset"), as_number(length, "length")
         parts: list[bytes] = []
         while True:
             size = min(length, frames.MOST_PAYLOAD)
@@ -127,7 +127,7 @@ class RemoteStore:
 
     def readinto(self, offset: int, buffer: Buffer) -> int:
         """Fills the buffer from ``offset`` on; the number of bytes."""
-        view = _view(buffer, f"reading into {self.kind} {self.name!r}")
+        view = as_bytes(buffer, f"reading into {self.kind} {self.name!r}")
         if view.readonly:
             raise UsageError(
                 f"reading into {self.kind} {self.name!r}: {type(buffer).__name__} cannot be written to: give a "
@@ -139,15 +139,15 @@ class RemoteStore:
     def digest(self, offset: int, length: int) -> bytes:
         """XXH3-128 of at most 64 MiB from ``offset`` on, made by the daemon."""
         request = requests.StoreDigest(
-            store=self._key, offset=_number(offset, "offset"), length=_number(length, "length")
+            store=self._key, offset=as_number(offset, "offset"), length=as_number(length, "length")
         )
         return self._channel.call(request)[0]
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> int:
         """Writes the buffer at ``offset``; the LSN of the last event. More than 4 MiB go in several requests: they are
         one write neither to a crash nor to other writers."""
-        offset = _number(offset, "offset")
-        view = _view(data, f"writing {self.kind} {self.name!r}")
+        offset = as_number(offset, "offset")
+        view = as_bytes(data, f"writing {self.kind} {self.name!r}")
         lsn = 0
         for start in range(0, max(1, len(view)), frames.MOST_PAYLOAD):
             part = view[start : start + frames.MOST_PAYLOAD]
@@ -157,14 +157,14 @@ class RemoteStore:
     def zero(self, offset: int, length: int) -> int:
         """The range reads as zeros; the LSN."""
         request = requests.StoreZero(
-            store=self._key, offset=_number(offset, "offset"), length=_number(length, "length")
+            store=self._key, offset=as_number(offset, "offset"), length=as_number(length, "length")
         )
         return self._channel.call(request)[0]
 
     def discard(self, offset: int, length: int) -> int:
         """The same, and the space may be given back to the device; the LSN."""
         request = requests.StoreDiscard(
-            store=self._key, offset=_number(offset, "offset"), length=_number(length, "length")
+            store=self._key, offset=as_number(offset, "offset"), length=as_number(length, "length")
         )
         return self._channel.call(request)[0]
 
@@ -236,7 +236,7 @@ class RemoteVolume(RemoteStore):
     ) -> RemoteOperationResult:
         """The volume shows again what the snapshot or image shows, whole or on an extent of whole regions."""
         try:
-            part = None if extent is None else (_number(extent[0], "offset"), _number(extent[1], "length"))
+            part = None if extent is None else (as_number(extent[0], "offset"), as_number(extent[1], "length"))
             if extent is not None and len(extent) != 2:
                 raise ValueError
         except (TypeError, ValueError, LookupError):
@@ -275,7 +275,7 @@ class RemoteVolume(RemoteStore):
     ) -> RemoteOperationResult:
         """The volume becomes ``size`` bytes long, whole regions; what is added reads as zeros."""
         request = requests.VolumeResize(
-            store=self._key, size=_number(size, "size"), force=force, verify=verify, wait=wait, timeout=timeout
+            store=self._key, size=as_number(size, "size"), force=force, verify=verify, wait=wait, timeout=timeout
         )
         return RemoteOperationResult(self._group, self._channel.call(request)[0])
 
@@ -317,7 +317,8 @@ def _result(group: RemoteGroup, made: requests.StoreMade) -> RemoteOperationResu
     return RemoteOperationResult(group, made.operation) if made.operation is not None else None
 
 
-def _number(value: Any, what: str) -> int:
+def as_number(value: Any, what: str) -> int:
+    """A whole number of bytes."""
     number = whole(value)
     if number is None:
         raise UsageError(f"{what} {value!r}: give a whole number of bytes")
@@ -331,7 +332,7 @@ def _lsn(value: Any) -> int:
     return number
 
 
-def _view(data: Buffer, doing: str) -> memoryview:
+def as_bytes(data: Buffer, doing: str) -> memoryview:
     """The bytes of a contiguous buffer."""
     try:
         view = memoryview(data)

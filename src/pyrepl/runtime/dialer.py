@@ -26,7 +26,7 @@ FLUSH_EVERY = 0.005
 and the secondary is behind by no more than this for it. A sync link's writers wait for it: there it is at once."""
 WAKE = 0.02  # seconds until the sender looks again while it waits for an acknowledgement or a checkpoint
 IDLE = 0.2  # seconds until it looks for stop and pause while nothing is written
-PAUSED = 1.0  # seconds that pause waits for the connection to end
+PAUSED = 10.0  # seconds that pause waits for the connection to end; one that hangs is cut long before
 REFUSED = 5.0  # seconds until a refusal is asked about again
 
 

@@ -14,6 +14,7 @@ from pyrepl.remote.requests import GroupInfo, LinkInfo, OperationInfo, StoreInfo
 from pyrepl.results import ADMITTED, PERFORMED
 from pyrepl.service.verbs.call import Call, group_info, link_info, made, performed, store_info, store_of, volume_of
 from pyrepl.service.verbs.images import source_of
+from pyrepl.unordered import wide
 
 if TYPE_CHECKING:
     from pyrepl.unordered import Collected
@@ -86,6 +87,13 @@ def group_snapshot(call: Call, request: requests.GroupSnapshot) -> OperationInfo
     return performed(call, group, result, request)
 
 
+def group_wide(call: Call, request: requests.GroupWide) -> OperationInfo:
+    group = call.node.group(request.group)
+    volumes = None if request.volumes is None else [_known(call, key) for key in request.volumes]
+    make = wide(group, request.what, request.name, volumes, request.snapshot)
+    return performed(call, group, group.operate(make, verify=request.verify, wait=False), request)
+
+
 def group_copy_range(call: Call, request: requests.GroupCopyRange) -> OperationInfo:
     group = call.node.group(request.group)
     result = group.copy_range(
@@ -117,6 +125,21 @@ def group_explain(call: Call, request: requests.GroupExplain) -> dict[str, Any]:
                 case requests.MemberSnapshotAll(name=name, volumes=volumes):
                     names: list[Volume | str] = [_known(call, key) for key in volumes or ()]
                     ops.snapshot_all(name, volumes=None if volumes is None else names)
+                case requests.MemberWide(what=what, name=name, snapshot=snapshot, volumes=volumes):
+                    of: list[Volume | str] | None = None if volumes is None else [_known(call, key) for key in volumes]
+                    match what:
+                        case "restore":
+                            ops.restore_all(name, volumes=of)
+                        case "refresh":
+                            ops.refresh_all(name, volumes=of)
+                        case "clone":
+                            ops.clone_all(name, snapshot=snapshot, volumes=of)
+                        case _:
+                            ops.delete_all(name, volumes=of)
+                case requests.MemberEarlySnapshot(store=store, name=name):
+                    ops.early_snapshot(_known(call, store), name)
+                case requests.MemberEarlyRestore(store=store, snapshot=source):
+                    ops.early_restore(_known(call, store), _known(call, source))
                 case requests.MemberMark(name=name, message=message):
                     ops.mark(name, message)
                 case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 from pyrepl.errors import UsageError
@@ -21,6 +22,7 @@ from pyrepl.service.verbs.call import (
     volume_of,
 )
 from pyrepl.service.verbs.images import source_of
+from pyrepl.volume import View
 
 MOST_DIGEST = 64 << 20  # bytes, so that a request ends soon
 
@@ -34,6 +36,24 @@ def store_read(call: Call, request: requests.StoreRead) -> Data:
     if request.length > frames.MOST_PAYLOAD:
         raise UsageError(f"reading {request.length} bytes: one request reads at most {frames.MOST_PAYLOAD}")
     data = readable_of(call, request.store).read(request.offset, request.length)
+    return Data(len(data), data)
+
+
+def store_view(call: Call, request: requests.StoreView) -> None:
+    store = store_of(call, request.store)
+    with store.group.open_view(store) as view:
+        call.progress({"id": view.id, "lsn": view.lsn, "size": view.size})
+        while store.group.fault is None and not view.closed:
+            time.sleep(frames.LOOK)
+            call.look()
+
+
+def view_read(call: Call, request: requests.ViewRead) -> Data:
+    if request.length > frames.MOST_PAYLOAD:
+        raise UsageError(f"reading {request.length} bytes: one request reads at most {frames.MOST_PAYLOAD}")
+    group = call.node.group(request.group)
+    group.check()
+    data = View(group, None, group.site.views[request.view]).read(request.offset, request.length)
     return Data(len(data), data)
 
 
