@@ -94,7 +94,7 @@ class Group:
         self.trials = Trials(self, placement.folder)
         if site is not None:
             site.roles.asked = self.succession.begin
-            site.roles.is_fed = lambda: any(feed.is_open for feed in self.feeds(site))
+            site.roles.feeding = lambda: next((feed.link for feed in self.feeds(site) if feed.is_open), "")
             self.attachments.enter_site(site)
             self._hooks = site.gate = Hooks(site, hooks, emit)  # before the applier begins, too
             plugins = site.plugins = InstalledPlugins()

@@ -23,7 +23,7 @@ from pyrepl._core.regions import RegionMap
 from pyrepl.catalog import Catalog, Store
 from pyrepl.divergence import Divergence
 from pyrepl.errors import check
-from pyrepl.knowledge import Knowledge, Performed, Piece, Skipped, kept_operation, moves, passed
+from pyrepl.knowledge import Knowledge, Passed, Performed, Piece, Skipped, kept_operation, moves, passed
 from pyrepl.options import LinkOptions
 from pyrepl.since import Since, SinceRecord
 
@@ -178,8 +178,8 @@ class Ledger:
 
     def shorten(self) -> None:
         """A backlog that is too long for a checkpoint to keep becomes one skip, and all is copied after it. Only while
-        there is no connection. The secondary's word that it is consistent says nothing of what lies behind the skip:
-        ``doubted``."""
+        there is no connection. Saved before a word of it is said. The secondary's word that it is consistent says
+        nothing of what lies behind the skip: ``doubted``."""
         outcomes = self.site.outcomes.known
         size = sum(32 + len(piece.operation) + 256 * len(outcomes.get(piece.upto, ()))
                    + sum(len(regions.encode()) for regions in piece.regions.values())
@@ -187,6 +187,7 @@ class Ledger:
         if size <= self._share():
             return
         self.unsettled()  # while the backlog tells still what it holds
+        self.await_save()  # of the stores it is told before the skip
         last, catalog = self.backlog[-1], self.folded_catalog()
         whole = Piece(last.upto, last.position, self._fold, time_ns=self.backlog[0].time_ns)
         whole.regions = self._everywhere(catalog)
@@ -241,6 +242,13 @@ class Ledger:
         return 0
 
     # ---- acknowledgements, in order
+
+    def pass_beside(self, beside: Passed) -> None:
+        """Base passes what this site was sent beside the order. Of copied regions the secondary's word that it is
+        consistent says nothing: it may have had from here what was repaired by them."""
+        self.base.take(beside, self.site.region_size)
+        if beside.runs:
+            self.doubt("this site was sent regions itself, which it copies on")
 
     def arrived(self) -> None:
         """What base has passed is no longer needed."""
@@ -329,7 +337,7 @@ class Ledger:
                             return False
                         case items.Fork(_, fork) if fork != base.lsn:
                             return False
-                    base.take(beside, self.site.region_size)
+                    self.pass_beside(beside)
         base.divergence.arrive(base.lsn)
         return True
 
@@ -344,7 +352,7 @@ class Ledger:
             with entry:
                 beside = passed(entry, self.site.region_size)
                 if beside is not None and not isinstance(beside.item, items.Skip):
-                    self.base.take(beside, self.site.region_size)
+                    self.pass_beside(beside)
                 elif entry.kind == layout.RECORD_BATCH:
                     return
                 else:

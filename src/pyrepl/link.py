@@ -207,7 +207,7 @@ class Link:
         self._ready = False  # the secondary's position was taken in
         self._remake: list[int] = []  # stores that are dropped and made again: not ours in size or name
         self._walk = Walk(site.region_size)
-        self._told: Lineage | None = None  # in the hello, by a site that is fed itself
+        self._told: tuple[Lineage, list[bytes]] | None = None  # in the hello, by a site that is fed itself
         self._is_void = False  # what was known, and sent, does not count any more: another connection is to be made
         self.is_ending = False  # this site has stepped down: a start knows nothing of the link
         self.handing_over = False  # this site has stepped down: the secondary is told so when it has everything
@@ -261,6 +261,7 @@ class Link:
             return
         if not ledger.fold(until, sent=ahead.lsn if self.session is not None else None):
             self.begin_again("the journal could not keep what this site was sent beside the order")
+            ledger.doubted = True  # it may have been what repairs there what it had from here
             return
         if ledger.next_piece(ahead.lsn) is None:  # all was sent, and the log will not hold it: goes on behind
             ahead.position = max(ahead.position, ledger.position)
@@ -286,8 +287,14 @@ class Link:
     def is_stale(self) -> bool:
         """Whether another connection is to be made, for this one was begun as something that is not so any more."""
         return self.session is not None and (
-            self._is_void or (self._told is not None and self._told != self.site.lineage)
+            self._is_void or (self._told is not None and self._told != (self.site.lineage, self._path))
         )
+
+    @property
+    def _path(self) -> list[bytes]:
+        """Who feeds this site, as it tells the secondary; of one that has stepped down nobody: it speaks as who led."""
+        led = self.is_ending or self.site.successor == self.name
+        return [] if led else self.site.path
 
     def save(self) -> bytes:
         """What a checkpoint holds of this link; :meth:`saved` says when it is durable."""
@@ -359,10 +366,9 @@ class Link:
         self.session, site = session, self.site
         if site.role != "primary" or site.intake.items_until > self.base.position:
             site.window.make_durable(site.window.state().end_position)  # what is told of this site holds after a crash
-            self._told = site.lineage
+            self._told = site.lineage, self._path
             self.ledger.pass_items()
-        led = self.is_ending or site.successor == self.name  # it has stepped down, and speaks as who led
-        self.greeting = Greeting(site, self.name, self.mode, self.ledger, session, [] if led else site.path)
+        self.greeting = Greeting(site, self.name, self.mode, self.ledger, session, self._path)
         self.state = "connecting"
         self.leads_there = False
         return self.greeting.hello()
@@ -563,7 +569,7 @@ class Link:
             assert session is not None
             self.flight.append(Flight(session.sent, 0, beside, self.item))
         else:
-            self.base.take(beside, site.region_size)
+            self.ledger.pass_beside(beside)
         return None
 
     def next_out(self, durable_position: int) -> Out | None:
@@ -907,7 +913,10 @@ class Link:
             effect = flight.effect
             if may_be_refused(effect):
                 effect = self._resolve(effect, refusals)
-            base.take(effect, self.site.region_size)
+            if isinstance(effect, Passed):
+                self.ledger.pass_beside(effect)
+            else:
+                base.take(effect, self.site.region_size)
             self._acked_item = flight.item
             self.flight_bytes -= flight.length
             if isinstance(flight.effect, CopiedRegions):

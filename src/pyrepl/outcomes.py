@@ -89,6 +89,19 @@ class Outcomes:
                 self.site.end.refuse(lsn, done.differs)
                 self.surprises[lsn] = done.differs
 
+    def spare_room(self) -> None:
+        """At a secondary nobody asks whether what comes of plug-ins has room before they come. Where a checkpoint has
+        none, links that lack them begin again: the data are copied. Between two steps."""
+        site = self.site
+        self.forget()
+        kept = MOST_OUTCOME * sum(len(known) for known in self.known.values())
+        if not kept or site.has_checkpoint_room(kept):
+            return
+        for link in site.links.values():
+            with link.guard:
+                if link.ledger.unsent(self.known):
+                    link.begin_again("more outcomes of plug-ins than a checkpoint of this site keeps")
+
     def forget(self) -> None:
         """Before what links know is captured: what none of them will send by then, a start needs no more."""
         needed = set[int]()

@@ -146,6 +146,11 @@ class Replica:
     # ---------------------------------------------------------------- what is acknowledged
 
     @property
+    def link(self) -> str:
+        """The name of the link, at its own site; empty: it has not said hello."""
+        return self._hello.link if self._hello is not None else ""
+
+    @property
     def pending(self) -> int:
         """The journal position that is to become durable before all that was received can be acknowledged."""
         return self._last.position
@@ -281,7 +286,8 @@ class Replica:
             if hello.group != site.group_id:
                 self._refuse("group", f"this node holds another group under the name {site.name!r}")
             lineage = Lineage.decode(hello.lineage)
-            site.roles.judge(hello.node, lineage, hello.lsn, path=hello.path, overrules=hello.overrules)
+            site.roles.judge(hello.node, lineage, hello.lsn, path=hello.path, link=hello.link,
+                             overrules=hello.overrules)
 
     def _judge_path(self, hello: Hello) -> None:
         """The one that asks is a secondary itself: it feeds nobody who leads, nor anybody above it."""

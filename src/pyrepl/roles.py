@@ -49,7 +49,7 @@ class Roles:
         self.refused = ""  # why the last primary that knocked was sent away
         self.parted: dict[bytes, Parting] = {}  # nodes met since the start, with which there is a split brain
         self.asked: Callable[[], None] = lambda: None  # called when a primary has asked this site to lead
-        self.is_fed: Callable[[], bool] = lambda: False  # whether somebody feeds this site now
+        self.feeding: Callable[[], str] = lambda: ""  # the link by which somebody feeds this site now
 
     # ---- a primary that was started
 
@@ -226,12 +226,13 @@ class Roles:
 
     # ---- a secondary and the primaries that knock
 
-    def judge(self, node: bytes, lineage: Lineage, lsn: int, *, path: Collection[bytes] = (),
+    def judge(self, node: bytes, lineage: Lineage, lsn: int, *, path: Collection[bytes] = (), link: str = "",
               overrules: bool = False) -> None:
         """Whether this primary's history continues that of this secondary; changes nothing.
 
         Args:
             path: nodes that feed the one that asks, which is a secondary itself.
+            link: by which it asks.
             overrules: this site is told to lose what only it has.
 
         Raises:
@@ -244,10 +245,14 @@ class Roles:
         if parted.ours and not (mine.yields or overrules):
             self.meet(node, parted)
             raise Refused(words(parted, site.name, me="this secondary", other="the primary"), reason="lineage")
+        feeding = self.feeding()
+        if site.fed_by == node and feeding not in ("", link):
+            raise Refused(f"link {feeding!r} of the same node feeds this secondary now, and one is enough: remove link "
+                          f"{link!r} there", reason="busy", retryable=True)
         if site.fed_by in (None, node) or overrules:
             return
         if {node, *path} & ({site.fed_by, *site.above} - {NOBODY}):  # of one chain: all of it has the same order
-            if self.is_fed():
+            if feeding:
                 raise Refused(f"node {site.fed_by.hex()} feeds this secondary now, and one is enough: remove that link "
                               f"there if this one is to", reason="identity")
             return

@@ -400,6 +400,8 @@ class Site:
             for link in self.followers:
                 with link.guard:
                     link.fold(state.applied_position)
+        if self.role == SECONDARY and self.links:
+            self.outcomes.spare_room()
         position, chain = state.applied_position, self._chain_at(state.applied_position)
         state = self.window.state()
         body = self._encode(self._capture())  # rule ckpt_capture: before the flush of the stores
@@ -701,6 +703,8 @@ class Site:
 
         link = Link(self, "remembered", address="", peer=node, guard=self.guard)
         link.begin()
+        # A secondary that fed this one may not have been consistent itself: it is counted when this one feeds that, and
+        # then nothing of it is known but its own word.
         link.ledger.turns = self.turns_there
         for store in self.here.catalog:
             link.base.divergence.add(store.id, store.size // self.region_size, differs=False)
@@ -721,7 +725,7 @@ class Site:
             raise
 
     def check_attach(self) -> None:
-        """Whether this site may have links: a primary that leads, or a secondary that was paired.
+        """Whether this site may have links: a primary that leads, or a secondary that is led.
 
         Raises:
             Refused: it may not; the text says why.
@@ -736,6 +740,10 @@ class Site:
             raise Refused(
                 f"group {self.name!r} has stepped down here and asks another site to lead: add the link there",
                 reason="role")
+        elif self.fed_by is None:
+            raise Refused(
+                f"group {self.name!r} has stepped down here, and no primary has led it since: a secondary that it told "
+                f"to lead would hear otherwise. Let it be led, then add the link", reason="role")
         elif self.delay.seconds:
             raise Refused(
                 f"group {self.name!r} is delayed here, and a secondary with links of its own cannot be: what it shows "

@@ -161,6 +161,11 @@ def test_what_is_refused(chain, nodes, tmp_path):
     with pytest.raises(Refused, match="no primary has led yet"):
         fresh.add_link("on", "127.0.0.1:1")
     assert [link.name for link in middle.links] == ["far"] and not last.links
+    near = chain.group("near")
+    near.demote(timeout=WAIT)
+    with pytest.raises(Refused, match="no primary has led it since"):
+        near.add_link("on", "127.0.0.1:1")
+    middle.promote()
 
 
 def why(link, word):
@@ -196,6 +201,20 @@ def test_one_feeds(chain):
     near.remove_link("direct")
     chain.await_last()
     assert chain.link().status()["bytes_sent"]["copied"] == 0
+    chain.equal()
+
+
+def test_another_link_of_the_same_node_is_refused(chain):
+    """As a successor may have it: its own link, and that which the old primary had to the same site."""
+    again = chain.group("middle").add_link("again", chain.address("last"))
+    why(again, "link 'far' of the same node feeds this secondary now")
+    chain.group("near").volume("data").write(0, os.urandom(MIB))
+    chain.await_last()
+    assert chain.link().status()["connections"] == 1
+    chain.group("middle").remove_link("far")
+    again.wait_synced(WAIT)
+    lsn = chain.group("near").volume("data").write(0, b"by the other")
+    until(lambda: chain.group("last").applied_lsn >= lsn, "it arrives by the other link", WAIT)
     chain.equal()
 
 

@@ -498,3 +498,140 @@ def test_a_site_that_has_more_is_not_taken_back(chain):
     assert any("waits until its own primary" in error for error in one.hop.errors)
     one.heal()
     assert one.hop.link.bytes_sent["copied"] == 0 or one.c.end.consistent
+
+
+class Two(Pair):
+    """Two sites of a chain that go on by themselves."""
+
+    def connect(self):
+        self.cut()
+        if self.link.wants_checkpoint:
+            self.a.checkpoint()
+        super().connect()
+
+
+def pair_of(one, above, below, worlds):
+    two = object.__new__(Two)
+    two.__dict__.update(one.hop.__dict__, a=above, b=below, worlds=worlds, contents={}, lsn=one.lsn, truth=dict(one.truth), fresh=10 ** 6)
+    two.session = two.replica = None
+    two.to_b, two.to_a, two.errors = bytearray(), bytearray(), []
+    return two
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_the_last_site_leads_a_middle_that_was_not_consistent(started):
+    """It stands where the last site stands, and lacks what it could not do: the last site, which has it, does not take it
+    for its equal. ``started``: and does not forget that by a start."""
+    one = WorkingChain(12)
+    try:
+        one.pair_up()
+        one.heal()
+        key = next(key for key in one.keys if key.name == "not-b")
+        one.operate(operations.copy_image("restore", one.a.end.catalog, "a", key, 0, 6 * REGION, region_size=REGION))
+        for _ in range(200):
+            one.talk(one)
+            one.talk(one.hop)
+            if one.c.end.lsn == one.lsn:
+                break
+        one.settle(one.c)
+        assert one.b.end.lsn == one.c.here.lsn == one.lsn and one.c.here.consistent and not one.b.end.consistent
+        one.cut()
+        one.hop.cut()
+        one.b.detach("paris")
+        one.c.roles.take_lead(alone=True)
+        one.c.attach(Link(one.c, "paris", address="b:1"))
+        if started:
+            one.c.abandon()
+            one.reopen(2)
+        two = pair_of(one, one.c, one.b, [one.worlds[2], one.worlds[1]])
+        two.write(2, 0, b"x" * 512)
+        two.heal()
+        assert two.link.bytes_sent["copied"] >= 6 * REGION
+    finally:
+        one.close()
+
+
+def test_what_is_repaired_in_the_middle_is_copied_on_after_a_break(chain):
+    """The last site had from the middle what a verification has found there, and calls itself consistent: that word does
+    not count for what the middle was sent."""
+    one = chain(13)
+    one.pair_up()
+    for store in (1, 2):
+        one.write(store, 0, b"as it is" * (6 * REGION // 8))
+    one.heal()
+    before = one.hop.link.bytes_sent["copied"]
+    for world, site in ((one.worlds[1], one.b), (one.worlds[2], one.c)):
+        for store in site.end.catalog:
+            world.disks[site.shelf.places[store.id].path].now[3 * REGION:4 * REGION] = b"rotten!!" * (REGION // 8)
+    one.hop.cut()
+    one.link.add_all()
+    one.cut()
+    for _ in range(300):
+        one.talk(one)
+        one.settle(one.b)
+    assert one.b.here.consistent and one.c.here.consistent
+    for _ in range(300):
+        one.talk(one.hop)
+        one.settle(one.c)
+    one.heal()
+    assert one.hop.link.bytes_sent["copied"] - before >= 4 * REGION
+
+
+def test_a_journal_that_cannot_keep_it_makes_the_word_of_the_last_site_void(chain):
+    """The same, and the journal of the middle overflows before it was passed: everything is copied."""
+    one = chain(14)
+    one.pair_up()
+    one.heal()
+    for world, site in ((one.worlds[1], one.b), (one.worlds[2], one.c)):
+        world.disks[site.shelf.places[1].path].now[3 * REGION:4 * REGION] = b"rotten!!" * (REGION // 8)
+    one.hop.cut()
+    one.cut()
+    one.link.add_all()
+    for _ in range(300):
+        one.talk(one)
+        one.settle(one.b)
+    assert one.b.here.consistent and one.c.here.lsn == one.b.here.lsn
+    fold(one.b)
+    assert "journal could not keep" in one.hop.link.ledger.resync_reason
+    one.heal()
+
+
+def test_another_feeder_above_is_told_to_the_last_site(chain):
+    """Else a loop would be built behind the back of a path that is outdated."""
+    one = chain(15)
+    one.pair_up()
+    one.heal()
+    assert one.c.above == [b"A" * 16] and not one.hop.link.is_stale
+    one.b.roles.follow(b"A" * 16, [b"Z" * 16], 0)
+    assert one.hop.link.is_stale
+    one.cut()
+    one.heal()
+    assert one.c.above == [b"A" * 16] and one.b.above == []
+    one.cut()
+    one.b.roles.follow(b"A" * 16, [b"Z" * 16], 0)
+    for _ in range(30):
+        one.talk(one.hop)
+    assert one.c.above == [b"A" * 16, b"Z" * 16]
+
+
+def test_outcomes_of_plug_ins_that_a_checkpoint_cannot_keep(monkeypatch):
+    """Nobody asks the middle whether it has room for them: the last site, which is away, begins again."""
+    one = WorkingChain(16)
+    try:
+        one.pair_up()
+        one.heal()
+        one.hop.cut()
+        for _ in range(4):
+            one.operate(random_work(one.rng, one.a.end.catalog, REGION))
+            one.settle(one.a)
+        for _ in range(300):
+            one.talk(one)
+            one.settle(one.b)
+        assert one.b.here.lsn == one.lsn and len(one.b.outcomes.known) == 4
+        monkeypatch.setattr(one.b, "has_checkpoint_room", lambda more: more < 4 * 512)
+        one.b.checkpoint()
+        assert one.b.outcomes.known == {} and "outcomes" in one.hop.link.ledger.resync_reason
+        monkeypatch.undo()
+        one.heal()
+    finally:
+        one.close()

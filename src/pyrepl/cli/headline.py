@@ -101,9 +101,14 @@ def _led(status: dict[str, Any], paint: Paint) -> str:
         return paint(", gives way to whoever leads", "warn")
     if status.get("handed_over"):
         return ", its primary has stepped down"
+    fed = status.get("fed_by")
     if status.get("primary_connected") is not False:
-        return ""
-    return paint(", its primary is not connected" if status.get("fed_by") else ", no primary has led it yet", "warn")
+        if fed and status.get("above"):
+            return f", fed by node {fed[:8]}, a secondary itself"
+        return f", fed by its primary, node {fed[:8]}" if fed and status["links"] else ""
+    if fed and status.get("above"):
+        return paint(f", node {fed[:8]}, which feeds it, is not connected", "warn")
+    return paint(", its primary is not connected" if fed else ", no primary has led it yet", "warn")
 
 
 def _standing(status: dict[str, Any], paint: Paint) -> str:
