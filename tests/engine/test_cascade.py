@@ -9,8 +9,10 @@ import pytest
 from pyrepl import operations
 from pyrepl._core import view
 from pyrepl.errors import PyreplError
+from pyrepl.intake import Intake
 from pyrepl.link import Link, Plan
 from pyrepl.site import Site
+from tests.engine.test_early import EarlyPair
 from tests.support.chain import Chain, Direct
 from tests.support.far import copy_of
 from tests.support.pair import REGION, Pair
@@ -107,8 +109,7 @@ def test_stories_end_with_three_equal_sites(chain, seed):
 
 
 class WorkingChain(Chain):
-    """Plug-ins that one site or the other does not come to the same with, images that one or the other lacks, and early
-    operations."""
+    """Plug-ins that one site or the other does not come to the same with, images that one or the other lacks."""
 
     def __init__(self, seed):
         super().__init__(seed)
@@ -158,6 +159,78 @@ def test_stories_with_what_a_site_cannot_do(seed):
         assert [error for error in one.hop.errors if "again" not in error] == []
     finally:
         one.close()
+
+
+class EarlyChain(Chain, EarlyPair):
+    """Operations that the two secondaries perform early."""
+
+
+@pytest.mark.parametrize("seed", range(400, 424))
+def test_stories_with_early_operations(seed):
+    """D of the second link goes by the same rules, whatever the middle is sent between the two commands."""
+    one = EarlyChain(seed)
+    try:
+        one.pair_up()
+        one.heal()
+        weights = {**WEIGHTS, "begin": 4, "end": 4, "fold": 2, "crash": 0.3}
+        for _ in range(200):
+            what = one.rng.choices(list(weights), list(weights.values()))[0]
+            try:
+                one.act(what) if what in ("begin", "end") else turn(one, what)
+            except Exception as error:
+                error.add_note(f"seed {seed}, at {what}")
+                raise
+        one.finish()
+        one.heal()
+        assert [error for error in one.hop.errors if "again" not in error] == []
+    finally:
+        one.close()
+
+
+def test_an_early_snapshot_whose_volume_is_skipped_meanwhile(chain):
+    """The middle is sent what changed beside the order: that is in no event that the last site performs."""
+    one = EarlyChain(19)
+    try:
+        one.pair_up()
+        one.heal()
+        early = one.begin_snapshot("a")
+        one.heal()
+        one.cut()
+        one.write(1, 0, b"new data" * (REGION // 8))
+        one.settle(one.a)
+        fold(one.a)
+        one.adopt(early, "s")
+        one.heal()
+    finally:
+        one.close()
+
+
+def test_a_skip_past_where_the_last_site_stands(chain):
+    """The primary brought that further than the middle, which was away, and skips to the middle what lies between: the middle
+    does not take it for one that stands where the skip ends."""
+    one = chain(20)
+    one.pair_up()
+    one.heal()
+    one.hop.cut()
+    one.cut()
+    one.a.attach(Link(one.a, "direct", address="c:1"))
+    direct = Direct(one, 20)
+    for _ in range(5):
+        one.random_write()
+    for _ in range(300):
+        one.talk(direct)
+    assert one.c.end.lsn == one.lsn > one.b.end.lsn and one.c.end.consistent
+    direct.cut()
+    for _ in range(5):
+        one.random_write()
+    one.settle(one.a)
+    one.link.fold(one.a.window.state().applied_position)
+    for _ in range(300):
+        one.talk(one)
+        one.settle(one.b)
+    assert one.b.here.consistent and one.b.end.lsn == one.lsn > one.c.end.lsn
+    one.heal()
+    assert one.hop.errors == []
 
 
 def test_what_the_middle_is_sent_beside_the_order_reaches_the_last(chain):
@@ -265,6 +338,106 @@ def test_a_copy_is_void_if_something_came_beside_the_order_meanwhile(chain):
     one.heal()
 
 
+def begin_resync(one, what):
+    """The first link skips a region to the middle: the skip is there, and durable, but no copied region is."""
+    one.cut()
+    one.write(1, 0, what * REGION)
+    one.settle(one.a)
+    fold(one.a)
+    for _ in range(200):
+        if one.session is None:
+            one.connect()
+        one.flush()
+        if not one.b.end.consistent:
+            break
+        one.send()
+        one.deliver()
+        one.acknowledge()
+        one.hear()
+    one.flush_of(one.hop)
+    assert one.b.end.lsn == one.lsn and not one.b.end.consistent and one.replica.bytes_received["copied"] == 0
+
+
+def say_all(one):
+    """All that the second link has to say has arrived, and was heard."""
+    for _ in range(40):
+        one.talk(one.hop)
+        one.settle(one.c)
+    while one.hop.send():
+        pass
+    one.hop.deliver()
+    one.settle(one.c)
+    one.hop.acknowledge()
+    one.hop.hear()
+
+
+def test_the_last_site_is_not_called_consistent_before_the_middle_is(chain):
+    """D knows of nothing yet (L6); nor when the middle is consistent, and the link has not passed what has made it so: the
+    sender looked at the journal's end before that."""
+    one = chain(17)
+    one.pair_up()
+    one.heal()
+    one.talk(one.hop)
+    begin_resync(one, b"n")
+    say_all(one)
+    link = one.hop.link
+    assert one.c.end.lsn == one.lsn and not one.c.end.consistent and link.ahead.is_equal() and not link.flight
+    looked = one.b.window.state().durable_position
+    assert link.next_out(looked) is None
+    for _ in range(300):
+        one.talk(one)
+        one.settle(one.b)
+    one.flush_of(one.hop)
+    assert one.b.here.consistent and one.b.intake.items_until > looked
+    assert link.next_out(looked) is None
+    one.heal()
+
+
+@pytest.mark.parametrize("what", ["copy", "checkpoint"])
+def test_while_something_comes_beside_the_order(chain, monkeypatch, what):
+    """It can be read, and be applied, before it counts as come: nothing is copied then, and a checkpoint that is taken then
+    says that it has come (rule cascade_pass)."""
+    one = chain(18)
+    one.pair_up()
+    one.write(1, 0, b"as it is" * (6 * REGION // 8))
+    one.heal()
+    one.hop.link.add_all()
+    plan, seen = None, []
+    while not (isinstance(plan, Plan) and plan.step is not None):
+        plan = one.hop.link.plan(one.b.window.state().durable_position)
+        if isinstance(plan, Plan) and plan.step is None:
+            plan.fetch()
+            one.hop.link.place(plan)
+    one.link.add_all()  # over the connection that there is: no fork comes before the first region
+    came = type(one.b.end).take_copied
+
+    def take_copied(point, number):
+        if not seen and point is one.b.end:
+            position = one.b.window.state().end_position
+            seen.append(position)
+            if what == "copy":
+                plan.fetch()
+                assert one.hop.link.place(plan) is None
+            else:
+                while one.b.applier.apply():
+                    pass
+                one.b.checkpoint()
+                left = copy_of(one.worlds[1])
+                site = Site.open(left.device("journal"), node_id=b"B" * 16, placement=left, entropy=entropy_of(1), options=small_options())
+                assert site.intake.items_until >= position
+                site.abandon()
+        came(point, number)
+
+    monkeypatch.setattr(type(one.b.end), "take_copied", take_copied)
+    for _ in range(200):
+        one.talk(one)
+        if seen:
+            break
+    assert seen
+    monkeypatch.undo()
+    one.heal()
+
+
 def test_where_it_was_passed_to_is_known_after_a_start(chain):
     """Rule cascade_pass: the place is in the checkpoint, and what came later is found in the log."""
     for checkpoint in (False, True):
@@ -307,6 +480,33 @@ def lead_elsewhere(one):
         one.a.attach(Link(one.a, "paris", address="b:1"))
 
     return lead
+
+
+def test_who_greets_while_the_middle_is_led_elsewhere_is_told_to_try_again(chain, monkeypatch):
+    """What its link knows is about to be forgotten: no stream begins by that."""
+    one = chain(21)
+    one.pair_up()
+    one.heal()
+    lead = lead_elsewhere(one)
+    for _ in range(10):
+        one.random_write()
+    for _ in range(100):
+        one.talk(one)
+        one.talk(one.hop)
+    lead()
+    one.random_write()
+    begin_again, seen = Intake._begin_again, []
+
+    def greet(intake):
+        one.hop.connect()
+        one.hop.deliver()
+        one.hop.hear()
+        seen.append(one.hop.link.is_open)
+        begin_again(intake)
+
+    monkeypatch.setattr(Intake, "_begin_again", greet)
+    one.heal()
+    assert seen == [False] and any("led elsewhere" in error for error in one.hop.errors)
 
 
 @pytest.mark.parametrize("behind", [False, True])
@@ -417,6 +617,13 @@ def test_who_fed_it_meanwhile_makes_what_was_known_void(seed):
                 break
         assert not one.c.end.consistent and one.c.end.lsn > 0
         direct.cut()
+        if seed % 2:  # it is counted in a checkpoint
+            one.flush_of(one.hop)
+            one.c.window.make_durable(one.c.window.state().end_position)
+            one.c.abandon()
+            turns = one.c.turns
+            one.reopen(2)
+            assert one.c.turns == turns > 0
         one.heal()
     finally:
         one.close()
@@ -551,18 +758,22 @@ def test_the_last_site_leads_a_middle_that_was_not_consistent(started):
         one.close()
 
 
+def spoil(one):
+    """A region of a volume rots in the middle, and at the last site, which had it from there."""
+    for world, site in ((one.worlds[1], one.b), (one.worlds[2], one.c)):
+        world.disks[site.shelf.places[1].path].now[3 * REGION:4 * REGION] = b"rotten!!" * (REGION // 8)
+        assert view.read(site.window, site.stores, 1, 3 * REGION, 8) == b"rotten!!"
+
+
 def test_what_is_repaired_in_the_middle_is_copied_on_after_a_break(chain):
     """The last site had from the middle what a verification has found there, and calls itself consistent: that word does
     not count for what the middle was sent."""
     one = chain(13)
     one.pair_up()
-    for store in (1, 2):
-        one.write(store, 0, b"as it is" * (6 * REGION // 8))
+    one.write(1, 0, b"as it is" * (6 * REGION // 8))
     one.heal()
     before = one.hop.link.bytes_sent["copied"]
-    for world, site in ((one.worlds[1], one.b), (one.worlds[2], one.c)):
-        for store in site.end.catalog:
-            world.disks[site.shelf.places[store.id].path].now[3 * REGION:4 * REGION] = b"rotten!!" * (REGION // 8)
+    spoil(one)
     one.hop.cut()
     one.link.add_all()
     one.cut()
@@ -577,13 +788,42 @@ def test_what_is_repaired_in_the_middle_is_copied_on_after_a_break(chain):
     assert one.hop.link.bytes_sent["copied"] - before >= 4 * REGION
 
 
+def test_a_connection_over_which_the_journal_could_not_keep_it_is_void(chain):
+    """The last site is connected, and slow: what was sent to it, and what it says of that, is of something else."""
+    one = chain(22)
+    one.pair_up()
+    one.heal()
+    one.talk(one.hop)
+    one.random_write()
+    for _ in range(20):
+        one.talk(one)
+    one.flush_of(one.hop)
+    assert one.hop.send() and one.hop.link.flight
+    one.cut()
+    one.link.add_all()
+    for _ in range(300):
+        one.talk(one)
+        one.settle(one.b)
+    one.flush_of(one.hop)
+    fold(one.b)
+    link = one.hop.link
+    assert "journal could not keep" in link.ledger.resync_reason and link.is_stale
+    base = link.base
+    one.hop.deliver()
+    one.settle(one.c)
+    one.hop.acknowledge()
+    one.hop.hear()
+    assert link.base is base and link.base.lsn == one.b.here.lsn and link.next_out(one.b.window.state().durable_position) is None
+    one.heal()
+
+
 def test_a_journal_that_cannot_keep_it_makes_the_word_of_the_last_site_void(chain):
     """The same, and the journal of the middle overflows before it was passed: everything is copied."""
     one = chain(14)
     one.pair_up()
+    one.write(1, 0, b"as it is" * (6 * REGION // 8))
     one.heal()
-    for world, site in ((one.worlds[1], one.b), (one.worlds[2], one.c)):
-        world.disks[site.shelf.places[1].path].now[3 * REGION:4 * REGION] = b"rotten!!" * (REGION // 8)
+    spoil(one)
     one.hop.cut()
     one.cut()
     one.link.add_all()
@@ -593,6 +833,9 @@ def test_a_journal_that_cannot_keep_it_makes_the_word_of_the_last_site_void(chai
     assert one.b.here.consistent and one.c.here.lsn == one.b.here.lsn
     fold(one.b)
     assert "journal could not keep" in one.hop.link.ledger.resync_reason
+    for _ in range(300):
+        one.talk(one.hop)
+        one.settle(one.c)
     one.heal()
 
 
