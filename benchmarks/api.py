@@ -31,7 +31,7 @@ class Bench:
         self.group = self.node.create_group(
             "bench", journal=os.path.join(self.folder, "journal"), journal_size=256 * MIB
         )
-        self.volume = self.group.add_volume("data", self._device(), size=self.size, zero=True)
+        self.volume = self.group.add_volume("data", self._device(), size=self.size, zero=True, force=True)
         self.block = os.urandom(BLOCK)
 
     def _device(self) -> str | None:

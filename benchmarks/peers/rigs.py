@@ -265,8 +265,9 @@ class Pyrepl(_Serving):
         primary, secondary = self._sites
         for site in self._sites:
             role = "primary" if site is primary else "secondary"
-            group = site.node.create_group("bench", self.file(f"{site.name}-journal", self.journal), role=role)
-            group.add_volume("data", self.file(f"{site.name}-data", self.size))
+            journal, data = self.file(f"{site.name}-journal", self.journal), self.file(f"{site.name}-data", self.size)
+            group = site.node.create_group("bench", journal, role=role, force=True)  # an earlier run has written there
+            group.add_volume("data", data, force=True)
         self.port = int(secondary.address.rpartition(":")[2])
         self._group = primary.node.group("bench")
         self._group.add_link("replica", secondary.address, mode=self.mode)

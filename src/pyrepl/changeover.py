@@ -187,13 +187,13 @@ class Changeover:
             self._group.check()
             site = self._group.site
             if not site.roles.asking:
-                self._judge(alone=True, gone=True)
+                self._judge(alone=True, gone=True, force=False)
             kept = site.protective.snapshot
             if kept is not None and not site.end.consistent:
                 return kept.lsn
             return site.window.state().end_lsn
 
-    def _judge(self, *, alone: bool, gone: bool) -> None:
+    def _judge(self, *, alone: bool, gone: bool, force: bool) -> None:
         """Raises why this site may not lead."""
         group, site = self._group, self._group.site
         if site.role != SECONDARY:
@@ -203,15 +203,25 @@ class Changeover:
         def fed() -> str:
             return "fed" if any(feed.is_open for feed in group.feeds(site)) else ""
 
-        if gone and not site.here.handed_over and _until(fed, _ENDING, group.check):
+        if not alone or force or site.here.handed_over or not _until(fed, _ENDING, group.check):
+            return
+        if not gone:
             raise Refused(
-                f"group {group.name!r}: its primary is connected to this site and leads. To swap roles demote it "
-                f"there, then promote this site; a takeover is for a primary that is gone",
-                reason="connected",
+                f"group {group.name!r}: its primary is connected, leads, and feeds this site, which would be a second "
+                f"primary: each would write what the other lacks (a split brain), and what one of them has written "
+                f"is lost when that is resolved. To swap roles migrate the group there, or demote it there first; if "
+                f"two primaries are meant, repeat it with force",
+                reason="force",
                 group=group.name,
             )
+        raise Refused(
+            f"group {group.name!r}: its primary is connected to this site and leads. To swap roles demote it "
+            f"there, then promote this site; a takeover is for a primary that is gone",
+            reason="connected",
+            group=group.name,
+        )
 
-    def promote(self, *, alone: bool, gone: bool) -> int:
+    def promote(self, *, alone: bool, gone: bool, force: bool = False) -> int:
         """See :meth:`Group.promote` and :meth:`Group.takeover` (``gone``)."""
         group = self._group
         with self._one:
@@ -221,7 +231,7 @@ class Changeover:
                 if not alone:
                     group.require_primary()  # says what it waits for
                 return self._activate()
-            self._judge(alone=alone, gone=gone)  # before a connection is ended for it
+            self._judge(alone=alone, gone=gone, force=force)  # before a connection is ended for it
             site.roles.changing = True  # no connection begins to feed this site (rule role_quiet)
             try:
                 for feed in group.feeds(site):

@@ -78,6 +78,11 @@ class Refused(PyreplError):
         self.reason = reason
 
 
+def wants_force(error: PyreplError) -> bool:
+    """Whether it is a refusal of what would lose something, and is done all the same if that is wanted."""
+    return isinstance(error, Refused) and error.reason == "force"
+
+
 class InUse(PyreplError):
     """A device or store is used by somebody else."""
 

@@ -35,6 +35,7 @@ from pyrepl.performed import performed, written_down
 from pyrepl.plugin import maker as plugin_maker
 from pyrepl.results import TELL_EVERY, OperationResult, Progress, check_timeout
 from pyrepl.roles import PRIMARY, SECONDARY
+from pyrepl.runtime.contents import check_path_blank
 from pyrepl.runtime.driver import Driver
 from pyrepl.runtime.hooks import TIMEOUT, Hook, Hooks, Passing
 from pyrepl.runtime.placement import FilePlacement, check_free, path_of
@@ -266,6 +267,7 @@ class Group:
         *,
         size: int | None = None,
         zero: bool = False,
+        force: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> Volume:
@@ -273,15 +275,17 @@ class Group:
 
         Args:
             name: unique in the group.
-            device_path: a block device or an existing file, used exclusively; what it holds stays. None: a sparse file
-                in the node's folder, all zeros.
+            device_path: a block device or an existing file, used exclusively; what it holds stays, at a primary. None:
+                a sparse file in the node's folder, all zeros.
             size: bytes, whole regions. Without it: of the device, rounded down to whole regions.
             zero: the volume shows zeros, whatever the device holds; then nothing needs to be copied to secondaries.
+            force: what the device holds may be lost: at a secondary, or with ``zero``.
             wait: return when it is performed here; else when it has its place in the order.
             timeout: seconds to wait at most.
 
         On a secondary that is not paired yet this prepares the volume that the primary has under the same name and
-        size; once it is paired, volumes come from the primary.
+        size; once it is paired, volumes come from the primary. What the device holds is overwritten with the
+        primary's content then.
 
         Raises:
             Exists, NotFound, InUse, UsageError, Refused: the text says what to do; nothing was changed.
@@ -300,6 +304,8 @@ class Group:
                     f"{path} is shorter than one region, {self.region_size} bytes: give a larger device", device=path
                 )
         devices = {name: path} if path is not None else {}
+        if path is not None and (zero or (self.role == SECONDARY and self.site.group_id is None)):
+            self.check_overwritten(path, force=force)
         if self.role == SECONDARY:
             return Volume(self, self._prepare(name, size, devices), name)
         result = self.operate(
@@ -867,12 +873,13 @@ class Group:
         with self.border("stepping down"):
             return self.changeover.demote(timeout, force)
 
-    def promote(self, *, alone: bool = False) -> int:
+    def promote(self, *, alone: bool = False, force: bool = False) -> int:
         """This secondary becomes primary, over restarts too: its stores can be written from here on.
 
         Args:
             alone: although its primary has not stepped down, as far as this site has heard. If that one writes on, both
                 histories part, and one of them is lost.
+            force: with ``alone``, although that primary is connected and feeds this site: there are two then.
 
         Returns:
             the LSN after which its generation begins.
@@ -880,11 +887,12 @@ class Group:
         Raises:
             Refused: a primary already (``reason="role"``); not an earlier state of its primary, and without ``alone``
                 it does not go back to its protective snapshot, or it keeps none (``"inconsistent"``); the primary has
-                not stepped down (``"primary"``).
+                not stepped down (``"primary"``); with ``alone``, it is connected and leads, and ``force`` is not given
+                (``"force"``).
         """
         self.check()
         with self.border("becoming primary"):
-            return self.changeover.promote(alone=alone, gone=False)
+            return self.changeover.promote(alone=alone, gone=False, force=force)
 
     def takeover(self, *, dry_run: bool = False) -> int:
         """This secondary becomes primary because the primary is gone. What it had written and not sent is lost, unless
@@ -1233,6 +1241,18 @@ class Group:
                 return entry
         some = ", ".join(sorted(entry.name for entry in entries)[:5]) or "none"
         raise NotFound(f"group {self.name!r} has no {kind or 'store'} {name!r} (it has: {some})", name=name)
+
+    def check_overwritten(self, device: str | os.PathLike[str], *, force: bool) -> None:
+        """Nothing stands on a device that is given for a store which will not show it, or that may be lost.
+
+        Raises:
+            Refused: something does; reason "force".
+            NotFound, InUse, UsageError: it cannot be used at all.
+        """
+        path = path_of(device, "device")
+        if not force:
+            check_free(path)
+            check_path_blank(path)
 
     def _prepare(self, name: str, size: int, devices: Mapping[str, str]) -> int:
         with self.border(f"preparing volume {name!r}"), self.admission:

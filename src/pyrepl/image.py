@@ -70,13 +70,23 @@ class Image:
         name: str,
         device: str | None = None,
         *,
+        force: bool = False,
         verify: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> Volume:
-        """A new volume ``name`` with the content of the image, at every site; on ``device`` if one is given here."""
+        """A new volume ``name`` with the content of the image, at every site; on ``device`` if one is given here.
+
+        Args:
+            force: what the device holds may be lost.
+
+        Raises:
+            Refused: something stands on the device, and ``force`` is not given.
+        """
         from pyrepl.volume import Volume
 
+        if device is not None:
+            self._group.check_overwritten(device, force=force)
         result = self._group.operate(
             lambda catalog: operations.clone_image(catalog, self._key, name),
             devices={name: device} if device is not None else {},

@@ -224,11 +224,13 @@ class Node:
             resume: "ask": a primary that is started again asks the secondaries of all its links whether another site
                 has taken over meanwhile, and refuses writes until all have answered (``reason="asking"``) or it is told
                 to lead (``promote(alone=True)``). "alone": it leads at once.
-            force: use the journal device although the journal of another group stands there, which is lost.
+            force: use the journal device although something stands there, as the journal of another group, a file
+                system or a partition table: it is lost.
             options: more of them; region_size and alignment then count from there.
 
         Raises:
-            Exists: the name is taken; the journal's file exists; or a journal stands on it.
+            Exists: the name is taken, or the journal's file exists.
+            Refused: something stands on the journal's device, and ``force`` is not given.
             UsageError, InUse, NotFound, DeviceError: the text says what to do; nothing was changed.
         """
         self._check()

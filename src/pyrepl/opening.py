@@ -10,16 +10,14 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pyrepl._core.device import FileDevice
 from pyrepl.border import typed
-from pyrepl.errors import Corrupt, Exists
 from pyrepl.group import Group
 from pyrepl.journal import Journal
 from pyrepl.options import SiteOptions
+from pyrepl.runtime.contents import check_blank
 from pyrepl.runtime.hooks import Hook
 from pyrepl.runtime.placement import PATIENCE, FilePlacement, check_free, make_journal, open_patiently
 from pyrepl.site import Site
@@ -51,7 +49,7 @@ def create_group(
         device = open_patiently(journal, 0.0)
         try:
             if not force:
-                _check_no_journal(device)
+                check_blank(device)
             placement = FilePlacement(folder, alignment=options.alignment)
             site = Site.create(
                 device,
@@ -116,14 +114,3 @@ def open_group(
         traceback.clear_frames(error.__traceback__)  # they hold the devices that were opened so far
         emit({"event": "group-failed", "group": name, "error": fault.code, "text": str(fault)})
         return Group(name, site=None, placement=placement, emit=emit, fault=fault)
-
-
-def _check_no_journal(device: FileDevice) -> None:
-    with suppress(Corrupt):
-        found = Journal.find(device)
-        name = bytes(found.superblock["name"]).rstrip(b"\0").decode(errors="replace")
-        raise Exists(
-            f"{device.name} holds the journal of a group {name!r}: open the node that it belongs to, give another "
-            f"device, or use force=True to lose it",
-            device=device.name,
-        )

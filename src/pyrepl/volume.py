@@ -275,11 +275,21 @@ class Store:
         name: str,
         device: str | None = None,
         *,
+        force: bool = False,
         verify: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> Volume:
-        """A new volume ``name`` with the content of this store; on ``device`` if one is given, at least as long."""
+        """A new volume ``name`` with the content of this store; on ``device`` if one is given, at least as long.
+
+        Args:
+            force: what the device holds may be lost.
+
+        Raises:
+            Refused: something stands on the device, and ``force`` is not given.
+        """
+        if device is not None:
+            self._group.check_overwritten(device, force=force)
         result = self._group.operate(
             lambda catalog: operations.clone(catalog, self._named(catalog), name),
             devices={name: device} if device is not None else {},

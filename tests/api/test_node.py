@@ -242,7 +242,7 @@ def test_a_journal_is_not_lost_by_mistake(nodes, tmp_path):
         node.create_group("other", tmp_path / "j")
     node.close()
     other = nodes("other")
-    with pytest.raises(Exists, match="journal of a group 'db'"):
+    with pytest.raises(Refused, match="journal of a group 'db'"):
         other.create_group("other", tmp_path / "j")
     node = nodes("n")
     assert node.group("db").volume("data").size == REGION

@@ -295,7 +295,10 @@ def test_devices_that_are_given(storage, nodes):
     spare = storage.device(SIZE)
     with open(spare, "r+b") as raw:
         raw.write(b"old" * 1000)
-    assert not any(group.add_volume("spare", spare, zero=True).read(0, SIZE))
+    with pytest.raises(Refused, match="holds data, which would be overwritten") as refused:
+        group.add_volume("spare", spare, zero=True)
+    assert refused.value.reason == "force"
+    assert not any(group.add_volume("spare", spare, zero=True, force=True).read(0, SIZE))
     short = storage.device(SIZE - REGION)
     with pytest.raises(Refused, match="less than the"):
         volume.clone("copy", device=short)

@@ -206,7 +206,10 @@ def test_promote_alone_drops_the_primary_and_refuses_it_afterwards(nodes, tmp_pa
     link = pair.link()
     pair.near.write(0, os.urandom(MIB))
     link.wait_synced(WAIT)
-    pair.far_group.promote(alone=True)
+    with pytest.raises(Refused, match="split brain.*migrate the group there") as refusal:
+        pair.far_group.promote(alone=True)
+    assert refusal.value.reason == "force" and pair.far_group.role == "secondary" and link.status()["state"] == "streaming"
+    pair.far_group.promote(alone=True, force=True)
     pair.far.write(0, b"mine")
 
     def refused():

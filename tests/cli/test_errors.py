@@ -191,6 +191,22 @@ def test_broken_pipe_is_quiet(berlin, command):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize(("arguments", "closed", "status"), [
+    ("status", ">&-", 0), ("status --json", ">&-", 0), ("status", "<&- >&- 2>&-", 0), ("status nothing", "<&- >&- 2>&-", 3),
+    ("volume list", ">&-", 0), ("--help", ">&-", 0), ("snapshot create {}/data made", "<&- >&-", 0),
+    ("volume read {}/data", ">&-", 2), ("volume write {}/data", "<&-", 2), ("volume write {}/data", "<&- >&- 2>&-", 2),
+])
+def test_a_standard_stream_that_is_closed(berlin, group, arguments, closed, status):
+    words = arguments.format(group).split()
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", COMMAND, *words], capture_output=True,
+                          text=True, check=False, env=environment(PYREPL_SOCKET=berlin.socket), stdin=subprocess.DEVNULL, timeout=60)
+    assert (done.returncode, done.stdout) == (status, "") and "Traceback" not in done.stderr, done.stderr
+    if status == 2 and "2>" not in closed:
+        assert "is closed: pyrepl volume" in done.stderr
+    if "create" in words:
+        assert f"{group}/made" in berlin.ok("snapshot", "list", group)
+
+
 # ---- nonsense
 
 

@@ -79,6 +79,55 @@ def test_an_export_in_use_is_not_stopped_without_force(exporter):
     assert exporter("volume", "read", f"{group}/data", "--length", "8").stdout == "over nbd"
 
 
+@pytest.mark.skipif(not has_nbdsh(), reason="nbdsh (libnbd) is not installed")
+def test_what_loses_something_names_who_is_attached_to_it(exporter):
+    group = exporter.new_group()
+    exporter.ok("snapshot", "create", f"{group}/data", "monday")
+    exporter.ok("snapshot", "create", group, "wide")
+    for store in ("data", "monday", "data-wide"):
+        exporter.ok("export", "start", f"of-{store}", f"{group}/{store}")
+    exporter.ok("export", "start", "idle", f"{group}/data")
+    clients = [
+        subprocess.Popen(["nbdsh", "-u", f"nbd+unix:///of-{store}?socket={exporter.folder}/nbd.sock", "-c",
+                          "print('attached', flush=True); import sys; sys.stdin.readline()"],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=SYSTEM)
+        for store in ("data", "data", "monday", "data-wide")
+    ]
+    volume = f"export of-data of {group}/data (2 clients)"
+    monday, wide = f"export of-monday of {group}/monday (1 client)", f"export of-data-wide of {group}/data-wide (1 client)"
+    try:
+        for client in clients:
+            assert client.stdout is not None and client.stdout.readline() == "attached\n"
+        for words, who in (
+            (["volume", "restore", f"{group}/data", "monday"], [volume]), (["volume", "restore", group, "wide"], [volume]),
+            (["volume", "synchronize", f"{group}/data", "monday"], [volume]), (["volume", "resize", f"{group}/data", "64K"], [volume]),
+            (["volume", "remove", f"{group}/data"], [volume]), (["snapshot", "refresh", f"{group}/monday"], [monday]),
+            (["snapshot", "refresh", group, "wide"], [wide]), (["snapshot", "delete", f"{group}/monday"], [monday]),
+            (["snapshot", "delete", group, "wide"], [wide]), (["group", "delete", group], [volume, monday, wide]),
+            (["set", group, "restore data monday", "delete data-wide"], [volume, wide]),
+        ):
+            told = exporter.fails(errors.UsageError.exit_status, *words)
+            assert f"; clients are attached to it: {', '.join(who)}: give --force" in told, words
+    finally:
+        for client in clients:
+            client.kill()
+            client.communicate()
+    assert "clients" not in exporter.fails(errors.UsageError.exit_status, "volume", "remove", f"{group}/data")
+
+
+def test_delete_of_a_snapshot_says_what_is_lost(exporter):
+    group = exporter.new_group()
+    made = exporter.json(output.Operation, "snapshot", "create", f"{group}/data", "monday")
+    told = exporter.fails(errors.UsageError.exit_status, "snapshot", "delete", f"{group}/monday")
+    assert f"snapshot {group}/monday (made at LSN {made.lsn}, 20" in told and "what it shows is lost; clones" in told and "--force" in told
+    assert [store.name for store in exporter.json(output.StoreList, "snapshot", "list", group).stores] == ["monday"]
+    exporter.stop()
+    exporter.start()  # then its operation stands in the journal alone
+    assert f"(made at LSN {made.lsn}, 20" in exporter.fails(errors.UsageError.exit_status, "snapshot", "delete", f"{group}/monday")
+    exporter.ok("snapshot", "delete", f"{group}/monday", "--force")
+    assert exporter.json(output.StoreList, "snapshot", "list", group).stores == []
+
+
 # ---- events, metrics
 
 
@@ -146,7 +195,7 @@ def test_metrics(berlin, pair):
 
 def test_delete_says_what_is_lost(berlin, group):
     told = berlin.fails(2, "group", "delete", group)
-    assert "1 stores and its journal are lost" in told and "--force" in told
+    assert "1 store and its journal are lost" in told and "--force" in told
     assert berlin.ok("group", "show", group)
     berlin.ok("group", "delete", group, "--force")
     assert berlin("group", "show", group).returncode == errors.NotFound.exit_status

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import subprocess
 
 import pytest
 
@@ -56,10 +58,96 @@ def test_group_create_keeps_the_journal_of_another(berlin, tmp_path):
     copy = tmp_path / "copy"
     copy.write_bytes(journal.read_bytes())
     before = copy.read_bytes()
-    told = berlin.fails(4, "group", "create", "new", "--journal", str(copy))
+    told = berlin.fails(2, "group", "create", "new", "--journal", str(copy))
     assert "journal of a group 'old'" in told and copy.read_bytes() == before
-    berlin.ok("group", "create", "new", "--journal", str(copy), "--force-overwrite")
+    berlin.ok("group", "create", "new", "--journal", str(copy), "--force")
     assert copy.read_bytes() != before
+
+
+HELD = {  # what makes it, what it is called
+    "ext": (["mkfs.ext4", "-q"], "an ext file system"),
+    "swap": (["mkswap"], "swap space"),
+    "partitions": ("part-msdos", "a partition table (MBR)"),
+    "at-the-end": ("last-sector", "data"),
+    "data": ("second-block", "data"),
+}
+
+
+def hold(made, path, size):
+    """Puts something on a device or file."""
+    if isinstance(made, list):
+        subprocess.run([*made, path], check=True, capture_output=True)
+        return
+    with open(path, "r+b") as file:
+        file.seek({"part-msdos": 510, "last-sector": size - 512, "second-block": 4096}[made])
+        file.write(b"\x55\xaa")
+
+
+@pytest.mark.parametrize("case", HELD)
+@pytest.mark.parametrize("kind", ["file", pytest.param("loop", marks=pytest.mark.device)])
+def test_a_journal_is_not_made_over_what_a_device_holds(berlin, tmp_path, loop_device, kind, case):
+    made, called = HELD[case]
+    if isinstance(made, list) and shutil.which(made[0]) is None:
+        pytest.skip(f"{made[0]} is not installed")
+    path = str(tmp_path / "disk")
+    with open(path, "wb") as file:
+        file.truncate(16 * MIB)
+    if kind == "loop":
+        path = loop_device(16 * MIB)
+    hold(made, path, 16 * MIB)
+    with open(path, "rb") as file:
+        before = file.read()
+    told = berlin.fails(2, "group", "create", "over", "--journal", path)
+    assert f"{path} holds {called}, which would be overwritten" in told and "with force" in told
+    with open(path, "rb") as file:
+        assert file.read() == before, "nothing is touched"
+    berlin.ok("group", "create", "over", "--journal", path, "--force")
+    berlin.ok("group", "delete", "over", "--force")
+    berlin.ok("group", "create", "over", "--journal", path)  # what a deleted group leaves is nothing that could be lost
+    berlin.ok("group", "delete", "over", "--force")
+
+
+@pytest.mark.device
+def test_a_journal_is_made_on_nothing_that_is_in_use_whatever_is_forced(berlin, loop_device):
+    device = loop_device(16 * MIB)
+    held = os.open(device, os.O_RDWR | os.O_EXCL)
+    try:
+        for force in ([], ["--force"]):
+            assert "in use" in berlin.fails(6, "group", "create", "held", "--journal", device, *force)
+    finally:
+        os.close(held)
+
+
+def test_a_volumes_device_is_not_overwritten_by_mistake(berlin, paris, group, tmp_path):
+    def disk(name):
+        (tmp_path / name).write_bytes(b"precious" * (2 * MIB // 8))
+        return str(tmp_path / name)
+
+    kept = disk("kept")
+    berlin.ok("volume", "add", f"{group}/kept", "--device", kept)  # its content is the volume's
+    assert berlin("volume", "read", f"{group}/kept", "--length", "8").stdout == "precious"
+    berlin.ok("snapshot", "create", f"{group}/kept", "monday")
+    golden = tmp_path / "golden"
+    golden.write_bytes(b"golden" + bytes(2 * MIB - 6))
+    berlin.ok("image", "add", f"{group}/golden", str(golden))
+    paris.ok("group", "create", "fresh", "--journal", f"{tmp_path}/fresh.journal", "--journal-size", "16M", "--role", "secondary")
+    for number, (site, verb) in enumerate([
+        (berlin, ["volume", "add", f"{group}/new", "--zero"]),
+        (berlin, ["snapshot", "clone", f"{group}/monday", "cloned"]),
+        (berlin, ["image", "clone", f"{group}/golden", "imaged"]),
+        (paris, ["volume", "add", "fresh/data"]),
+    ]):
+        device = disk(f"disk-{number}")
+        told = site.fails(2, *verb, "--device", device)
+        assert f"{device} holds data, which would be overwritten" in told
+        assert (tmp_path / f"disk-{number}").read_bytes()[:8] == b"precious"
+        told = site.ok(*verb, "--device", device, "--force")
+    assert f"whose content then overwrites what {device} holds" in told
+    paris.ok("volume", "add", "fresh/logs", "--size", "1M")
+    berlin.ok("group", "create", "alone", "--journal", f"{tmp_path}/alone.journal", "--journal-size", "16M")
+    empty = tmp_path / "empty"
+    empty.write_bytes(bytes(2 * MIB))
+    berlin.ok("volume", "add", "alone/new", "--zero", "--device", str(empty))
 
 
 # ---- volumes
@@ -226,9 +314,20 @@ def test_delete_of_a_snapshot_that_others_were_made_from(berlin, group):
     berlin.ok("snapshot", "create", f"{group}/first", "second")
     told = berlin.fails(2, "snapshot", "delete", f"{group}/first")
     assert "origin of second" in told and names(berlin, group, "snapshot") == {"first", "second"}
-    berlin.ok("snapshot", "delete", f"{group}/second")
-    berlin.ok("snapshot", "delete", f"{group}/first")
+    berlin.ok("snapshot", "delete", f"{group}/second", "--force")
+    berlin.ok("snapshot", "delete", f"{group}/first", "--force")
     assert names(berlin, group, "snapshot") == set()
+
+
+def test_a_size_that_cannot_be_is_refused_before_force_is_asked_for(berlin, group):
+    for words in (["volume", "resize", f"{group}/data", "100"], ["set", group, "resize data 100"]):
+        told = berlin.fails(2, *words)
+        assert "the nearest sizes are 0 and 65536" in told and "--force" not in told
+    for words in (["volume", "resize", f"{group}/data", "64K"], ["set", group, "resize data 64K"]):
+        assert "--force" in berlin.fails(2, *words)
+    assert "lost" not in berlin.fails(errors.NotFound.exit_status, "volume", "restore", f"{group}/data", "never")
+    assert berlin.json(output.StoreList, "volume", "list", group).stores[0].size > 64 << 10
+    berlin.ok("set", group, "resize data 64K", "--force")
 
 
 def test_group_wide(berlin, paris, pair):
@@ -257,7 +356,8 @@ def test_group_wide(berlin, paris, pair):
     assert content(berlin, f"{pair}/logs-monday", "--length", "6") == b"sunday"
     berlin.ok("snapshot", "create", f"{pair}/logs-monday", "inner")
     said = berlin.fails(errors.UsageError.exit_status, "snapshot", "delete", pair, "monday")
-    assert "logs-monday is the origin of inner" in said
+    assert "logs-monday is the origin of inner" in said and f"snapshots {pair}/data-monday (made at LSN " in said
+    assert "what they show is lost, here and at paris; clones" in said
     assert f"delete in {pair}" in berlin.ok("explain", "snapshot", "delete", pair, "monday")
     assert f"2 snapshots monday of {pair} deleted" in berlin.ok("snapshot", "delete", pair, "monday", "--force")
     berlin.ok("wait", pair, "synced", "--timeout", "30")
@@ -401,7 +501,8 @@ def test_a_set(berlin, group):
     assert content(berlin, f"{group}/data", "--length", "6") == b"before" == content(berlin, f"{group}/twin", "--length", "6")
     assert berlin.json(output.StoreList, "volume", "list", group).stores[1].size == 8 * MIB
     berlin.ok("set", group, "refresh monday", "remove twin", "--force")
-    berlin.ok("set", group, "delete monday")
+    assert "is lost: monday (delete)" in berlin.fails(2, "set", group, "delete monday")
+    berlin.ok("set", group, "delete monday", "--force")
     listed = berlin.json(output.OperationList, "operation", "list", group).operations
     assert [member.kind for member in listed[-3].members] == ["restore", "resize", "copy-range"]
     assert "set: refresh, delete" in berlin.ok("operation", "list", group)

@@ -35,6 +35,19 @@ def test_sites_swap(berlin, paris, pair):
     assert berlin("volume", "read", f"{pair}/data", "--length", "11").stdout == "from paris!"
 
 
+def test_a_second_primary_beside_one_that_is_connected_wants_force(berlin, paris, pair):
+    told = paris.fails(errors.UsageError.exit_status, "promote", pair, "--alone")
+    assert "its primary is connected, leads, and feeds this site" in told and "split brain" in told and "with force" in told
+    assert "--force goes with --alone" in paris.fails(errors.UsageError.exit_status, "promote", pair, "--force")
+    assert (role(berlin, pair), role(paris, pair)) == ("primary", "secondary")
+    berlin.ok("volume", "write", f"{pair}/data", input=b"from berlin")
+    berlin.ok("wait", pair, "synced", "--timeout", "60")
+    berlin.ok("link", "pause", f"{pair}/paris")
+    until(lambda: "no primary is connected" in paris("status", pair, "--check").stdout, "paris hears of it")
+    paris.ok("promote", pair, "--alone")  # it asks nobody who cannot be asked, as before
+    assert role(paris, pair) == "primary"
+
+
 def test_a_migration_and_back(berlin, paris, pair):
     berlin.ok("volume", "write", f"{pair}/data", input=b"from berlin")
     done = berlin.json(output.RoleChange, "migrate", pair, "--to", "paris")

@@ -16,7 +16,8 @@ import pytest
 import pyrepl
 from pyrepl.errors import Exists, NotFound, PeerError, PyreplError, Refused, UsageError, WaitTimeout
 from pyrepl.remote import frames, messages, requests
-from pyrepl.service.control import MODE
+from pyrepl.service.control import MODE, User
+from pyrepl.service.jobs import KEPT, Jobs
 
 from .conftest import MIB, Daemon, until
 
@@ -513,6 +514,63 @@ def test_a_group_that_is_not_there(daemons) -> None:
     daemon.configure('group = "no-such-group"')
     with pytest.raises(AssertionError, match=r"there is no group 'no-such-group'"):
         daemon.start()
+
+
+# ---------------------------------------------------------------- jobs
+
+
+def test_what_came_of_each_command(daemon, node, group) -> None:
+    data = group.volume("data")
+    data.write(0, b"no job")
+    monday = data.snapshot("monday")
+    with pytest.raises(Exists) as refused:
+        data.snapshot("monday")
+    group.status()
+    made, failed = node.jobs("db")[-2:]
+    assert (made["verb"], made["group"], made["state"], made["lsn"]) == ("store.snapshot", "db", "done", monday.lsn)
+    assert (made["user"], made["pid"], made["code"], made["error"]) == ("root", os.getpid(), None, None)
+    assert made["arguments"]["name"] == "monday" and 0 < made["seconds"] < 30
+    assert (failed["state"], failed["code"], failed["error"]) == ("failed", "exists", refused.value.text)
+    assert failed["lsn"] is None and failed["id"] == made["id"] + 1
+    assert not [one for one in node.jobs() if one["verb"] in ("store.write", "group.status")]
+    assert [one for one in node.jobs() if one["verb"] == "group.create"] and node.jobs("nothing") == []
+
+
+def test_a_command_under_way_and_one_that_nobody_waited_for(daemon, node, group, tmp_path) -> None:
+    path = tmp_path / "large"
+    path.touch()
+    os.truncate(path, 64 << 30)  # its digest takes more than a minute
+    began = subprocess.Popen([
+        sys.executable, "-c",
+        f"import pyrepl; pyrepl.connect({str(daemon.socket)!r}).group('db').add_image('large', {str(path)!r})",
+    ])
+    until(lambda: node.jobs("db")[-1]["verb"] == "group.add_image", "the command has come")
+    running = node.jobs("db")[-1]
+    assert running["state"] == "running" and running["pid"] == began.pid
+    until(lambda: node.jobs("db")[-1]["progress"], "it has said how far it is")
+    assert node.jobs("db")[-1]["seconds"] > running["seconds"]
+    began.kill()
+    began.wait()
+    until(lambda: node.jobs("db")[-1]["state"] == "left", "the daemon has seen that nobody waits")
+    left = node.jobs("db")[-1]
+    assert left["id"] == running["id"] and left["seconds"] == node.jobs("db")[-1]["seconds"]
+
+
+def test_only_the_newest_jobs_are_kept(tmp_path) -> None:
+    node = pyrepl.Node.open(tmp_path / "node", create=True)
+    jobs = Jobs(node)
+    user = User(1, 2, 3, frozenset())
+    with jobs.track(user, requests.LinkPause(group="db", name="first"), 0):
+        assert jobs.list()[-1]["state"] == "running"
+    for number in range(KEPT + 4):
+        with jobs.track(user, requests.LinkPause(group="db", name=str(number)), 0):
+            pass
+    kept = jobs.list()
+    assert len(kept) == KEPT and [one["id"] for one in kept] == list(range(6, KEPT + 6))
+    with pytest.raises(ZeroDivisionError), jobs.track(user, requests.LinkPause(group="db", name="broken"), 0):
+        raise ZeroDivisionError
+    assert (jobs.list()[-1]["state"], jobs.list()[-1]["code"]) == ("failed", "internal")
+    node.close()
 
 
 # ---------------------------------------------------------------- the audit log

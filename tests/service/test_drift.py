@@ -63,6 +63,7 @@ LEFT_OUT = {
         "outcome": INSIDE,
         "look_up": INSIDE,
         "between_steps": INSIDE,
+        "check_overwritten": INSIDE,
         "name_of": INSIDE,
         "operate": INSIDE,
         "on_mark": "a callable is of this process; a daemon's hooks are in its configuration",
@@ -103,7 +104,7 @@ LEFT_OUT = {
     },
 }
 ADDED = {
-    "Node": {"metrics": "the daemon's", "channel": "for the handles"},
+    "Node": {"metrics": "the daemon's", "jobs": "of the daemon: who calls the API in a process of his own sees what comes of it", "channel": "for the handles"},
     "Group": {"channel": "for the handles", "key_of": "for the handles"},
     "Volume": {"key": "for the handles"},
     "Snapshot": {"key": "for the handles"},

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from pyrepl.border import typed
-from pyrepl.errors import PyreplError
+from pyrepl.errors import PyreplError, UsageError, wants_force
+from pyrepl.runtime.streams import stand_in
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -34,6 +35,7 @@ COMMANDS = {  # name: (module, attribute, one line for --help)
     "export": ("export", "export", "Stores as block devices over NBD: start, stop, list."),
     "group": ("group", "group", "Groups, volumes with one order of writes: create, show, import, ..."),
     "image": ("image", "image", "Images, third copies to restore from: add, list, remove, clone."),
+    "job": ("job", "job", "Commands that were given to the daemon, and their outcome: list, show."),
     "journal": ("journal", "journal", "Look into the journal of a group: dump, check."),
     "keys": ("keys", "keys", "Key and certificate of the node: create, show."),
     "link": ("link", "link", "Replicas of a group: add, list, set, pause, resume, remove."),
@@ -82,7 +84,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except PyreplError as error:
-            _fail(ctx, str(error), error.exit_status)
+            _fail(ctx, str(error), UsageError.exit_status if wants_force(error) else error.exit_status)
         except UnicodeEncodeError as error:  # an argument that is not text in this locale cannot be a name
             _fail(ctx, f"{ascii(error.object)[:60]} is not valid UTF-8", click.UsageError.exit_code)
         except OSError as error:  # what the system refuses a command, be it a folder that cannot be made
@@ -117,6 +119,7 @@ def main(ctx: click.Context, socket: str, version: bool, verbose: bool) -> None:
       pyrepl status
       pyrepl COMMAND --help
     """
+    stand_in()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without arrows gets question marks, not an error
     if version:

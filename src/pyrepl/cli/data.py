@@ -19,6 +19,7 @@ from pyrepl.cli.names import READABLE, STORE, VOLUME, Named
 from pyrepl.cli.outcome import json_option
 from pyrepl.cli.progress import Progress, progress_option
 from pyrepl.errors import NotFound, UsageError
+from pyrepl.runtime.streams import is_closed
 
 if TYPE_CHECKING:
     from pyrepl.remote import RemoteNode
@@ -46,6 +47,8 @@ def write(node: RemoteNode, volume: Named, offset: int, wanted: bool) -> None:
       pyrepl volume write db/data < golden.img
       zstdcat backup.zst | pyrepl volume write db/data --offset 1G
     """
+    if is_closed("stdin"):
+        raise UsageError("standard input is closed: pyrepl volume write GROUP/VOLUME < FILE")
     source = sys.stdin.buffer
     if source.isatty():
         raise UsageError("standard input is a terminal: pyrepl volume write GROUP/VOLUME < FILE")
@@ -87,6 +90,8 @@ def read(node: RemoteNode, store: Named, offset: int, length: int | None, wanted
       pyrepl volume read db/monday > monday.img
       pyrepl volume read db/data --length 4K | xxd | head
     """
+    if is_closed("stdout"):
+        raise UsageError("standard output is closed: pyrepl volume read GROUP/STORE > FILE")
     out = sys.stdout.buffer
     if out.isatty():
         raise UsageError("standard output is a terminal: pyrepl volume read GROUP/STORE > FILE")

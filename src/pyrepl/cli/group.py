@@ -9,7 +9,7 @@ import click
 from pyrepl.cli import headline, sizes, tables
 from pyrepl.cli.connection import asks_daemon, local
 from pyrepl.cli.names import GROUP
-from pyrepl.cli.outcome import destroys, force_option, json_option
+from pyrepl.cli.outcome import clients_of, destroys, force_option, json_option
 
 if TYPE_CHECKING:
     from pyrepl.remote import RemoteNode
@@ -42,18 +42,19 @@ def group() -> None:
               help="strict: each operation has a place of its own, sets are refused.")
 @click.option("--resume", type=click.Choice(["ask", "alone"]), default="ask", show_default=True,
               help="At a start: ask the peers who is primary, or be active alone.")
-@click.option("--force-overwrite", is_flag=True, help="Although the journal of another group stands there: it is LOST.")
+@click.option("--force", is_flag=True, help="Although something stands where the journal is to be: it is lost.")
 @json_option
 @asks_daemon
 def create(
     node: RemoteNode, name: str, journal: str, journal_size: int | None, role: Literal["primary", "secondary"],
     region_size: int, alignment: str, ordering: Literal["relaxed", "strict"], resume: Literal["ask", "alone"],
-    force_overwrite: bool, as_json: bool,
+    force: bool, as_json: bool,
 ) -> None:
     """Makes a group, whose journal is a block device or a file.
 
-    A device on which the journal of another group stands is refused: with --force-overwrite that group is lost, for
-    everything that its recovery needs stands there.
+    A device or file that holds something (a file system, a partition table, the journal of another group, whatever is
+    not zeros in its first and last MiB) is refused with its name: with --force that is lost. One that somebody uses is
+    refused in any case.
 
     \b
     Example:
@@ -64,7 +65,7 @@ def create(
     assert path is not None
     node.create_group(
         name, path, journal_size=journal_size, role=role, region_size=region_size, alignment=int(alignment),
-        ordering=ordering, resume=resume, force=force_overwrite,
+        ordering=ordering, resume=resume, force=force,
     )
     _show(node.group(name).status(), as_json=as_json)
 
@@ -105,7 +106,8 @@ def delete(node: RemoteNode, group: str, force: bool) -> None:
       pyrepl group delete test --force
     """
     stores = len(node.group(group).status().get("stores") or ())
-    destroys(f"group {group} with {stores} stores and its journal are lost at this node", force=force)
+    destroys(f"group {group} with {sizes.counted(stores, 'store')} and its journal are lost at this node", force=force,
+             clients=clients_of(node, group))
     node.delete_group(group, force=force)
     click.echo(f"group {group}: deleted")
 

@@ -9,7 +9,7 @@ import click
 from pyrepl.cli import sizes, tables
 from pyrepl.cli.connection import asks_daemon, local
 from pyrepl.cli.names import GROUP, IMAGE, Named
-from pyrepl.cli.outcome import json_option, operation_options, tell, verify_option
+from pyrepl.cli.outcome import force_option, json_option, operation_options, tell, verify_option
 from pyrepl.cli.progress import Progress, progress_option
 from pyrepl.cli.stores import statuses
 
@@ -112,21 +112,24 @@ def remove(node: RemoteNode, image: Named, no_wait: bool, timeout: float | None)
 @click.argument("image", type=IMAGE)
 @click.argument("name")
 @click.option("--device", type=click.Path(), help="For the new volume, at this site; at least as long as the image.")
+@force_option
 @verify_option
 @operation_options
 @asks_daemon
 def clone(
-    node: RemoteNode, image: Named, name: str, device: str | None, verify: bool, no_wait: bool,
+    node: RemoteNode, image: Named, name: str, device: str | None, force: bool, verify: bool, no_wait: bool,
     timeout: float | None, as_json: bool
 ) -> None:
     """A new volume NAME with the content of an image, at every site; no data move over the links.
+
+    What a device holds is overwritten: one that is not blank wants --force.
 
     \b
     Example:
       pyrepl image clone db/golden test
     """
     source = node.group(image.group).image(image.name)
-    made = source.clone(name, device=local(device), verify=verify, wait=not no_wait, timeout=timeout)
+    made = source.clone(name, local(device), force=force, verify=verify, wait=not no_wait, timeout=timeout)
     assert made.result is not None
     tell(made.result, image.group, f"volume {image.group}/{name} cloned from {image}", as_json=as_json,
          image=True)

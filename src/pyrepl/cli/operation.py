@@ -54,7 +54,7 @@ def list_(node: RemoteNode, group: str, last: int | None, earlier: bool, as_json
         output.write(output.OperationList(group=group, operations=operations))
         return
     rows = [
-        [one["lsn"], _time(one), _kind(one), _took(one), _bytes(one), ", ".join(one["created"]), _compared(one)]
+        [one["lsn"], when(one), _kind(one), _took(one), _bytes(one), ", ".join(one["created"]), _compared(one)]
         for one in found
     ]
     tables.show(["LSN", "TIME", "OPERATION", "TOOK", "CHANGED", "MADE", "COMPARED"], rows, none="no operations")
@@ -100,7 +100,7 @@ def show(node: RemoteNode, group: str, lsn: int, as_json: bool) -> None:
     if one["created"]:
         click.echo(f"made {', '.join(one['created'])}")
     if one["time"] is not None:
-        click.echo(f"given its place at {_time(one)}" + (f", took {_took(one)}" if one["seconds"] is not None else ""))
+        click.echo(f"given its place at {when(one)}" + (f", took {_took(one)}" if one["seconds"] is not None else ""))
     for name, value in one["arguments"].items():
         click.echo(f"  {name}: {value}")
     for member in one["members"]:
@@ -118,7 +118,8 @@ def show(node: RemoteNode, group: str, lsn: int, as_json: bool) -> None:
         click.echo(f"compared with {_compared(one)}")
 
 
-def _time(one: dict[str, Any]) -> str:
+def when(one: dict[str, Any]) -> str:
+    """When an operation got its place, for people; empty: it is not known."""
     if one["time"] is None:
         return ""
     return datetime.fromtimestamp(one["time"]).astimezone().isoformat(sep=" ", timespec="milliseconds")

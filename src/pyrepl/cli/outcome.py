@@ -6,15 +6,17 @@ operation means is in ``pyrepl.operations``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pyrepl.cli import sizes
-from pyrepl.errors import PeerError, UsageError
+from pyrepl.errors import NotFound, PeerError, UsageError
 
 if TYPE_CHECKING:
-    from pyrepl.remote import RemoteGroup, RemoteOperationResult
+    from pyrepl.remote import RemoteGroup, RemoteNode, RemoteOperationResult
 
 
 DIFFERENT = 1  # exit status: a comparison has found a difference
@@ -59,20 +61,42 @@ def verify_option(function: Any) -> Any:
     )(function)
 
 
-def destroys(loss: str, *, force: bool, unless: str = "") -> None:
+def destroys(
+    loss: str | Callable[[], str], *, force: bool, unless: str = "", clients: Callable[[], str] | None = None
+) -> None:
     """Stops a verb that would lose something, unless that is wanted.
 
     Args:
-        loss: what will be lost, as a sentence without its full stop.
+        loss: what will be lost, as a sentence without its full stop; or what finds that out.
         force: it is wanted.
         unless: what would keep it.
+        clients: finds out who is attached to what is lost; see :func:`clients_of`.
 
     Raises:
         UsageError: nothing was changed.
     """
     if not force:
+        what = loss if isinstance(loss, str) else loss()
         keep = f"; to keep it: {unless}" if unless else ""
-        raise UsageError(f"{loss}: give --force if that is meant{keep}")
+        raise UsageError(f"{what}{clients() if clients is not None else ''}: give --force if that is meant{keep}")
+
+
+def clients_of(node: RemoteNode, group: str, stores: Collection[str] | None = None) -> Callable[[], str]:
+    """What finds out which NBD clients would see these stores of a group (None: all) change or go: the end of a
+    sentence, or nothing. Who is attached to a trial sees a copy, which only goes with the group."""
+
+    def find() -> str:
+        used = []
+        for export in node.exports:
+            with suppress(NotFound):  # stopped since
+                one = export.status()
+                shown = one["group"] == group and (stores is None or (one["store"] in stores and not one["trial"]))
+                if shown and one["clients"]:
+                    counted = sizes.counted(one["clients"], "client")
+                    used.append(f"export {one['name']} of {group}/{one['store']} ({counted})")
+        return f"; clients are attached to it: {', '.join(used)}" if used else ""
+
+    return find
 
 
 def instead_at(group: RemoteGroup, result: RemoteOperationResult) -> dict[str, str]:

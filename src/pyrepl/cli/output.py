@@ -31,6 +31,7 @@ ThereState = Literal["performed", "refused", "pending"]
 PerformedAs = Literal["command", "data"]
 StoreKind = Literal["volume", "snapshot", "kept", "unfinished"]
 OperationState = Literal["admitted", "performed"]
+JobState = Literal["running", "done", "failed", "left"]
 ImageState = Literal["ready", "changed", "missing", "leaving"]
 ExportState = Literal["serving", "held", "gone"]
 VerifiedState = Literal["comparing", "equal", "repaired", "different", "failed"]
@@ -453,6 +454,36 @@ class OperationShow(Output, kw_only=True):
 
     group: str
     operation: Performed
+
+
+class Job(Part):
+    """A command that was given to the daemon."""
+
+    id: int
+    verb: str
+    group: str | None
+    arguments: dict[str, Any]
+    user: str
+    pid: int
+    time: Time
+    seconds: Seconds
+    state: JobState
+    code: str | None
+    error: str | None
+    lsn: Lsn | None
+    progress: dict[str, Any]
+
+
+class JobList(Output, kw_only=True):
+    """``pyrepl job list``."""
+
+    jobs: list[Job]
+
+
+class JobShow(Output, kw_only=True):
+    """``pyrepl job show``."""
+
+    job: Job
 
 
 class RoleChange(Output, kw_only=True):

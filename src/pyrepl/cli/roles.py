@@ -47,20 +47,24 @@ def demote(node: RemoteNode, group: str, timeout: float, force: bool, as_json: b
 @click.command()
 @click.argument("group", type=GROUP)
 @click.option("--alone", is_flag=True, help="Although its primary has not stepped down, as far as is known here.")
+@click.option("--force", is_flag=True, help="With --alone, although that primary is connected: there are two then.")
 @json_option
 @asks_daemon
-def promote(node: RemoteNode, group: str, alone: bool, as_json: bool) -> None:
+def promote(node: RemoteNode, group: str, alone: bool, force: bool, as_json: bool) -> None:
     """A secondary whose primary has stepped down becomes primary, over restarts too.
 
-    With --alone the primary is not asked. If it writes on, both histories part, and one of them will be lost. --alone
-    is also for a primary that was started again and waits for its peers to say that no other site leads.
+    With --alone the primary is not asked. If it writes on, both histories part, and one of them will be lost: while it
+    is connected and leads, that wants --force (to swap the two, migrate the group at the primary). --alone is also for
+    a primary that was started again and waits for its peers to say that no other site leads.
 
     \b
     Example:
       pyrepl promote db
       pyrepl link add db/berlin berlin.example:7788
     """
-    _tell(group, "primary", node.group(group).promote(alone=alone), as_json=as_json)
+    if force and not alone:
+        raise click.UsageError("--force goes with --alone")
+    _tell(group, "primary", node.group(group).promote(alone=alone, force=force), as_json=as_json)
 
 
 @click.command()

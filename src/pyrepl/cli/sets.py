@@ -14,12 +14,12 @@ import click
 from pyrepl.cli import sizes
 from pyrepl.cli.connection import asks_daemon
 from pyrepl.cli.names import GROUP, within
-from pyrepl.cli.outcome import FAILED, destroys, force_option, instead_at, operation_options, tell
+from pyrepl.cli.outcome import FAILED, clients_of, destroys, force_option, instead_at, operation_options, tell
 from pyrepl.cli.perform import arguments
 from pyrepl.errors import UsageError
 
 if TYPE_CHECKING:
-    from pyrepl.remote import RemoteNode
+    from pyrepl.remote import RemoteGroup, RemoteNode
     from pyrepl.remote.sets import RemoteUnorderedSet
 
 # Verb -> words after it: a store of the group, the name of a new one, or a size; those in brackets may be left out. Of
@@ -36,7 +36,7 @@ FORMS = {
     "delete": "SNAPSHOT",
     "perform": "PLUGIN [NAME=VALUE]",
 }
-LOSES = ("restore", "refresh", "synchronize", "copy-range", "remove")
+LOSES = ("restore", "refresh", "synchronize", "copy-range", "remove", "delete")
 
 
 @click.command("set")
@@ -61,14 +61,16 @@ def set_(
     Example:
       pyrepl set db "snapshot data before" "snapshot logs logs-before"
       pyrepl set db "restore data monday" "restore logs logs-monday" --force
+      pyrepl set db "delete data-monday" "delete logs-monday" --force
       pyrepl set db "perform reindex volume=data level=3" "snapshot logs after"
     """
     chosen = [_Member(group, text) for text in members]
-    lost = [f"{one.target} ({one.verb})" for one in chosen if one.verb in LOSES]
-    if lost:
-        keep = f"pyrepl snapshot create {group} NAME"
-        destroys(f"what these hold now is lost: {', '.join(lost)}", force=force, unless=keep)
     found = node.group(group)
+    losing = [one for one in chosen if one.loses(found)]
+    if losing:
+        lost = ", ".join(f"{one.target} ({one.verb})" for one in losing)
+        destroys(f"what these hold now is lost: {lost}", force=force, unless=f"pyrepl snapshot create {group} NAME",
+                 clients=clients_of(node, group, {one.target for one in losing}))
     with found.unordered(wait=not no_wait, timeout=timeout) as ops:
         for one in chosen:
             one.add(ops, force)
@@ -103,6 +105,16 @@ class _Member:
     def target(self) -> str:
         """The store that is changed."""
         return str(self.values[1] if self.verb == "copy-range" else self.values[0])
+
+    def loses(self, group: RemoteGroup) -> bool:
+        """Whether something is lost by it: of a resize, if that makes the volume shorter."""
+        if self.verb == "resize":
+            from pyrepl.catalog import check_size
+
+            volume = group.volume(self.target)
+            check_size(self.values[1], group.region_size)
+            return bool(self.values[1] < volume.size)
+        return self.verb in LOSES
 
     def add(self, ops: RemoteUnorderedSet, force: bool) -> None:
         """It becomes a member."""

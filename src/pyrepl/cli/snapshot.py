@@ -8,7 +8,16 @@ import click
 
 from pyrepl.cli.connection import asks_daemon, local
 from pyrepl.cli.names import DELETABLE_OR_GROUP, GROUP, SNAPSHOT_OR_GROUP, STORE_OR_GROUP, Named
-from pyrepl.cli.outcome import destroys, early_option, force_option, json_option, operation_options, tell, verify_option
+from pyrepl.cli.outcome import (
+    clients_of,
+    destroys,
+    early_option,
+    force_option,
+    json_option,
+    operation_options,
+    tell,
+    verify_option,
+)
 from pyrepl.cli.stores import is_wide, list_stores, volumes_of
 
 if TYPE_CHECKING:
@@ -98,14 +107,15 @@ def refresh(
         assert name is not None
         group = node.group(snapshot.group)
         destroys(f"snapshots {volumes_of(group, name)} of {group.name}: the content that they have now is lost",
-                 force=force)
+                 force=force, clients=clients_of(node, group.name, _wide(group, name)))
         refreshed = group.refresh(name, verify=verify, wait=not no_wait, timeout=timeout)
         what = f"{len(refreshed.members)} snapshots {name} of {group.name} refreshed"
         tell(refreshed, group.name, what, as_json=as_json)
         return
     target = _snapshot(node, snapshot)
     destroys(f"snapshot {snapshot}: the content that it has now is lost", force=force,
-             unless=f"pyrepl snapshot create {snapshot} NAME")
+             unless=f"pyrepl snapshot create {snapshot} NAME",
+             clients=clients_of(node, snapshot.group, {snapshot.name}))
     result = target.refresh(verify=verify, wait=not no_wait, timeout=timeout)
     tell(result, snapshot.group, f"snapshot {snapshot} refreshed", as_json=as_json)
 
@@ -115,16 +125,19 @@ def refresh(
 @click.argument("name")
 @click.option("--device", type=click.Path(), help="For the new volume, at this site; at least as long as the store.")
 @click.option("--from", "snapshot", help="Of a group: clone its snapshot of this name, not what the volumes show now.")
+@force_option
 @verify_option
 @operation_options
 @asks_daemon
 def clone(
-    node: RemoteNode, store: Named, name: str, device: str | None, snapshot: str | None, verify: bool, no_wait: bool,
-    timeout: float | None, as_json: bool
+    node: RemoteNode, store: Named, name: str, device: str | None, snapshot: str | None, force: bool, verify: bool,
+    no_wait: bool, timeout: float | None, as_json: bool
 ) -> None:
     """A new volume NAME with the content of a snapshot, or of a volume; no data move over the links.
 
     Of a GROUP: new volumes VOLUME-NAME of all its volumes, at one point; all of them, or none.
+
+    What a device holds is overwritten: one that is not blank wants --force.
 
     \b
     Example:
@@ -144,7 +157,7 @@ def clone(
     if snapshot is not None:
         raise click.UsageError("--from is for a whole group: name the snapshot GROUP/SNAPSHOT")
     source = node.group(store.group).store(store.name)
-    made = source.clone(name, device=local(device), verify=verify, wait=not no_wait, timeout=timeout)
+    made = source.clone(name, local(device), force=force, verify=verify, wait=not no_wait, timeout=timeout)
     assert made.result is not None
     tell(made.result, store.group, f"volume {store.group}/{name} cloned from {store}", as_json=as_json)
 
@@ -159,48 +172,82 @@ def delete(
     node: RemoteNode, snapshot: Named, name: str | None, force: bool, no_wait: bool, timeout: float | None,
     as_json: bool,
 ) -> None:
-    """The snapshot leaves the group, at every site.
+    """The snapshot leaves the group, at every site: what it shows is lost. Clones keep their content.
 
     Of a GROUP, with a NAME: those that a snapshot NAME of the group has made; all of them, or none.
 
-    Snapshots that were made of it keep their content, but can then not be refreshed; that wants --force. So does a
-    snapshot that this site alone keeps (lost-GENERATION): what it shows is nowhere else.
+    Snapshots that were made of it keep their content, but can then not be refreshed. A snapshot that this site alone
+    keeps (lost-GENERATION) shows what is nowhere else. Without --force it says what would be lost.
 
     \b
     Example:
-      pyrepl snapshot delete db/monday
-      pyrepl snapshot delete db monday              # db/data-monday, db/logs-monday
+      pyrepl snapshot delete db/monday --force
+      pyrepl snapshot delete db monday --force      # db/data-monday, db/logs-monday
     """
     if is_wide(snapshot, name, "GROUP/SNAPSHOT"):
         assert name is not None
         group = node.group(snapshot.group)
-        leaving = {f"{volume.name}-{name}" for volume in group.volumes}
-        _keep_origins(group, leaving, force=force)
+        leaving = _wide(group, name)
+        if not force:
+            for one in leaving:
+                _snapshot(node, Named(group.name, one))  # what makes it impossible comes before what it costs
+        destroys(lambda: _loss(group, leaving), force=force, clients=clients_of(node, group.name, leaving))
         deleted = group.delete_snapshots(name, wait=not no_wait, timeout=timeout)
         what = f"{len(deleted.members)} snapshots {name} of {group.name} deleted"
         tell(deleted, group.name, what, as_json=as_json)
         return
     kept = {one.name: one for one in node.group(snapshot.group).kept}.get(snapshot.name)
     if kept is not None:
-        destroys(f"snapshot {snapshot} is kept by this site alone: what it shows is lost", force=force)
+        of = f"{kept.origin} as of LSN {kept.lsn}"
+        destroys(f"snapshot {snapshot}, {of}, is kept by this site alone: what it shows is lost", force=force)
         kept.delete()
         _forgotten(kept, as_json=as_json)
         return
     target = _snapshot(node, snapshot)
-    _keep_origins(node.group(snapshot.group), {snapshot.name}, force=force)
+    group = node.group(snapshot.group)
+    destroys(lambda: _loss(group, [snapshot.name]), force=force,
+             clients=clients_of(node, snapshot.group, {snapshot.name}))
     result = target.delete(wait=not no_wait, timeout=timeout)
     tell(result, snapshot.group, f"snapshot {snapshot} deleted", as_json=as_json)
 
 
-def _keep_origins(group: RemoteGroup, leaving: set[str], *, force: bool) -> None:
-    """Stops unless ``force`` if a snapshot that stays is of one that is to leave."""
+def _wide(group: RemoteGroup, name: str) -> list[str]:
+    """The snapshots that a snapshot of the group has made."""
+    return [f"{volume.name}-{name}" for volume in group.volumes]
+
+
+def _loss(group: RemoteGroup, leaving: list[str]) -> str:
+    """What deleting these snapshots loses, as a sentence without its full stop."""
+    status = group.status()
+    made = _made(group, leaving)
+    told = [f"{group.name}/{name}{f' ({made[name]})' if name in made else ''}" for name in leaving]
+    names = [link["name"] for link in status["links"]]
+    text = f"{'snapshot' if len(told) == 1 else 'snapshots'} {', '.join(told)}: what "
+    text += "it shows is lost" if len(told) == 1 else "they show is lost"
+    text += f", here and at {', '.join(names)}" if names else ""
+    text += "; clones and what was restored from it keep their content"
     held: dict[str, list[str]] = {}
-    for store in group.status()["stores"]:
+    for store in status["stores"]:
         if store["kind"] == "snapshot" and store["origin"] in leaving and store["name"] not in leaving:
             held.setdefault(store["origin"], []).append(store["name"])
     for origin, names in held.items():
-        destroys(f"snapshot {group.name}/{origin} is the origin of {', '.join(names)}, which could not be refreshed "
-                 f"any more", force=force)
+        text += f"; {origin} is the origin of {', '.join(names)}, which could not be refreshed any more"
+    return text
+
+
+def _made(group: RemoteGroup, names: list[str]) -> dict[str, str]:
+    """When each of these snapshots was made, as far as that is known here; the journal is read only if it must be."""
+    from pyrepl.cli.operation import when
+
+    found: dict[str, str] = {}
+    for earlier in (False, True):
+        for one in group.operations(earlier):
+            for name in {*one["created"], *(name for member in one["members"] for name in member["created"])}:
+                time = when(one)
+                found[name] = f"made at LSN {one['lsn']}{f', {time}' if time else ''}"
+        if found.keys() >= set(names):
+            break
+    return found
 
 
 def _forgotten(kept: RemoteKeptSnapshot, *, as_json: bool) -> None:

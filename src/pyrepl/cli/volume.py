@@ -10,7 +10,16 @@ from pyrepl.cli import sizes
 from pyrepl.cli.connection import asks_daemon, local
 from pyrepl.cli.data import compare, read, write
 from pyrepl.cli.names import GROUP, VOLUME, VOLUME_OR_GROUP, Named, offer_in, within
-from pyrepl.cli.outcome import destroys, early_option, force_option, json_option, operation_options, tell, verify_option
+from pyrepl.cli.outcome import (
+    clients_of,
+    destroys,
+    early_option,
+    force_option,
+    json_option,
+    operation_options,
+    tell,
+    verify_option,
+)
 from pyrepl.cli.rewind import rewind
 from pyrepl.cli.stores import list_stores, volumes_of
 
@@ -38,20 +47,24 @@ for command in (read, write, compare, rewind):
 
 @volume.command()
 @click.argument("volume", type=VOLUME)
-@click.option("--device", type=click.Path(), help="A block device or an existing file. What it holds stays.")
+@click.option("--device", type=click.Path(), help="A block device or an existing file.")
 @click.option("--size", type=sizes.size, help="Whole regions. Without it: the size of the device, rounded down.")
 @click.option("--zero", is_flag=True, help="The volume shows zeros, whatever the device holds.")
+@force_option
 @operation_options
 @asks_daemon
 def add(
-    node: RemoteNode, volume: Named, device: str | None, size: int | None, zero: bool, no_wait: bool,
+    node: RemoteNode, volume: Named, device: str | None, size: int | None, zero: bool, force: bool, no_wait: bool,
     timeout: float | None, as_json: bool,
 ) -> None:
     """A volume enters the group: on a device of its own, or in a sparse file of the node.
 
-    Without --device the node makes a sparse file, and --size says how long it is. With --zero the device's content is
-    hidden and need not be copied to the secondaries. At a secondary that is not paired yet this prepares the volume
-    that the primary has under the same name and size; once it is paired, volumes come from the primary.
+    Without --device the node makes a sparse file, and --size says how long it is. What a device holds is the volume's
+    content at a primary. With --zero it is not: it is lost, and nothing need be copied to the secondaries.
+
+    At a secondary that is not paired yet this prepares the volume that the primary has under the same name and size.
+    What the device holds is OVERWRITTEN with the primary's content when that pairs; from then on, volumes come from the
+    primary. Where a device's content would be lost, one that is not blank wants --force.
 
     \b
     Example:
@@ -59,11 +72,13 @@ def add(
       pyrepl volume add db/scratch --size 10G
     """
     group = node.group(volume.group)
-    made = group.add_volume(volume.name, local(device), size=size, zero=zero, wait=not no_wait, timeout=timeout)
+    made = group.add_volume(volume.name, local(device), size=size, zero=zero, force=force, wait=not no_wait,
+                            timeout=timeout)
     if made.result is not None:
         tell(made.result, volume.group, f"volume {volume} added", as_json=as_json)
     else:
-        click.echo(f"volume {volume} prepared: {sizes.human(made.size)}, waiting for its primary")
+        told = f", whose content then overwrites what {local(device)} holds" if device is not None else ""
+        click.echo(f"volume {volume} prepared: {sizes.human(made.size)}, waiting for its primary{told}")
 
 
 @volume.command("list")
@@ -99,7 +114,8 @@ def remove(
     """
     target = node.group(volume.group).volume(volume.name)
     loss = f"volume {volume} ({sizes.human(target.size)}) leaves the group; what no snapshot holds is lost"
-    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
+    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME",
+             clients=clients_of(node, volume.group, {volume.name}))
     result = target.remove(force=force, wait=not no_wait, timeout=timeout)
     tell(result, volume.group, f"volume {volume} removed", as_json=as_json)
 
@@ -126,8 +142,12 @@ def resize(
     target = node.group(volume.group).volume(volume.name)
     before = target.size
     if size < before:
+        from pyrepl.catalog import check_size
+
+        check_size(size, node.group(volume.group).region_size)  # what makes it impossible comes before what it costs
         loss = f"volume {volume} would lose its last {sizes.human(before - size)}"
-        destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
+        destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME",
+                 clients=clients_of(node, volume.group, {volume.name}))
     result = target.resize(size, force=force, verify=verify, wait=not no_wait, timeout=timeout)
     tell(result, volume.group, f"volume {volume} resized to {sizes.human(size)}", as_json=as_json)
 
@@ -164,7 +184,8 @@ def restore(
             raise click.UsageError("--offset, --length and --early are of one volume: name it GROUP/VOLUME")
         group = node.group(volume.group)
         loss = f"volumes {volumes_of(group)} of {group.name}: what was written since snapshot {snapshot!r} is lost"
-        destroys(loss, force=force, unless=f"pyrepl snapshot create {group.name} NAME")
+        destroys(loss, force=force, unless=f"pyrepl snapshot create {group.name} NAME",
+                 clients=clients_of(node, group.name, {one.name for one in group.volumes}))
         restored = group.restore(snapshot, verify=verify, wait=not no_wait, timeout=timeout)
         what = f"{len(restored.members)} volumes of {group.name} restored from {snapshot}"
         tell(restored, group.name, what, as_json=as_json)
@@ -176,10 +197,13 @@ def restore(
     what = f"{sizes.human(count)} of volume {volume} from {first} on" if part else f"volume {volume}"
     source = within(volume.group, snapshot)
     image = _is_image(node, volume.group, source)
+    if not image:
+        node.group(volume.group).store(source)  # what makes it impossible comes before what it costs
     since = _is_made_of(node, volume, source)  # else all of it is replaced, by an image or what another store showed
     held = f"what was written since snapshot {snapshot!r}" if since else "what it holds now"
     loss = f"{what}: {held} is lost"
-    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
+    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME",
+             clients=clients_of(node, volume.group, {volume.name}))
     result = target.restore(
         source, extent=(first, count) if part else None, verify=verify, early=early, wait=not no_wait, timeout=timeout
     )
@@ -205,7 +229,8 @@ def synchronize(
     """
     target = node.group(volume.group).volume(volume.name)
     loss = f"volume {volume} becomes equal to {source!r}, and what it holds now is lost"
-    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME")
+    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME",
+             clients=clients_of(node, volume.group, {volume.name}))
     name = within(volume.group, source)
     image = _is_image(node, volume.group, name)
     result = target.synchronize(name, verify=verify, wait=not no_wait, timeout=timeout)

@@ -50,15 +50,15 @@ class Agent:
     def create(
         self, journal: str, journal_size: int | None, role: str, alignment: int, force: bool = False
     ) -> dict[str, Any]:
-        """Makes the group; with ``force`` on a device that holds another group's journal, which is lost."""
+        """Makes the group; with ``force`` on a device that holds something, which is lost."""
         self._group = self._node.create_group(
             GROUP, journal=journal, journal_size=journal_size, role=role, alignment=alignment, force=force
         )
         return {}
 
     def add_volume(self, name: str, device: str, size: int) -> dict[str, Any]:
-        """A volume on this device."""
-        volume = self._group.add_volume(name, device, size=size)
+        """A volume on this device, whose content is lost."""
+        volume = self._group.add_volume(name, device, size=size, force=True)
         return {"size": volume.size}
 
     def close(self) -> dict[str, Any]:

@@ -135,6 +135,7 @@ class RemoteGroup:
         *,
         size: int | None = None,
         zero: bool = False,
+        force: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> RemoteVolume:
@@ -145,6 +146,7 @@ class RemoteGroup:
             device_path=None if device_path is None else there(device_path, "device"),
             size=size,
             zero=zero,
+            force=force,
             wait=wait,
             timeout=timeout,
         )
@@ -366,9 +368,9 @@ class RemoteGroup:
         """That site steps down: from primary to secondary. It goes on although the client goes away."""
         return self.channel.call(requests.GroupDemote(group=self.name, timeout=timeout, force=force))[0]
 
-    def promote(self, *, alone: bool = False) -> int:
+    def promote(self, *, alone: bool = False, force: bool = False) -> int:
         """That secondary becomes primary."""
-        return self.channel.call(requests.GroupPromote(group=self.name, alone=alone))[0]
+        return self.channel.call(requests.GroupPromote(group=self.name, alone=alone, force=force))[0]
 
     def takeover(self, *, dry_run: bool = False) -> int:
         """That secondary becomes primary because the primary is gone; ``dry_run``: only whether it may."""

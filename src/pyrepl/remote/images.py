@@ -52,13 +52,14 @@ class RemoteImage:
         name: str,
         device: str | None = None,
         *,
+        force: bool = False,
         verify: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> RemoteVolume:
         """A new volume ``name`` with the content of the image; ``device`` is a path on the daemon's machine."""
         request = requests.ImageClone(
-            image=self.key, name=name, device=device, verify=verify, wait=wait, timeout=timeout
+            image=self.key, name=name, device=device, force=force, verify=verify, wait=wait, timeout=timeout
         )
         made, _ = self._channel.call(request)
         result = RemoteOperationResult(self._group, made.operation) if made.operation is not None else None

@@ -136,6 +136,15 @@ class RemoteNode:
         """What happens there from now on: an iterator of dicts that ends with the node."""
         return RemoteEvents(self.channel)
 
+    def jobs(self, group: str | None = None) -> list[dict[str, Any]]:
+        """The commands that were given to the daemon since it was started, in that order: those under way, and the last
+        1000 that are over. ``docs/json.md`` has the fields (Job).
+
+        Args:
+            group: only those about the group of this name, which may be gone.
+        """
+        return self.channel.call(requests.NodeJobs(group=group))[0]
+
     def metrics(self) -> str:
         """The daemon's metrics, in the text format of Prometheus."""
         return self.channel.call(requests.NodeMetrics())[0]

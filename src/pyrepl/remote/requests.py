@@ -321,6 +321,13 @@ class NodeStopNbd(Request[None], frozen=True, kw_only=True, tag="node.stop_nbd")
     address: Place
 
 
+class NodeJobs(Request[list[dict[str, Any]]], frozen=True, kw_only=True, tag="node.jobs"):
+    """The commands under way and the last 1000 that are over, since the daemon was started: who, what, and what came
+    of it. ``group``: those about it alone."""
+
+    group: Name | None = None
+
+
 class NodeMetrics(Request[str], frozen=True, kw_only=True, tag="node.metrics"):
     """The metrics in the text format of Prometheus."""
 
@@ -382,6 +389,7 @@ class GroupAddVolume(Performs[StoreMade], frozen=True, kw_only=True, tag="group.
     device_path: Place | None = None
     size: int | None = None
     zero: bool = False
+    force: bool = False
 
 
 class GroupSnapshot(Compared[OperationInfo], frozen=True, kw_only=True, tag="group.snapshot"):
@@ -549,6 +557,7 @@ class GroupPromote(Request[int], frozen=True, kw_only=True, tag="group.promote")
 
     group: Name
     alone: bool = False
+    force: bool = False
 
 
 class GroupTakeover(Request[int], frozen=True, kw_only=True, tag="group.takeover"):
@@ -761,6 +770,7 @@ class StoreClone(Compared[StoreMade], frozen=True, kw_only=True, tag="store.clon
     store: StoreKey
     name: Name
     device: Place | None = None
+    force: bool = False
 
 
 class StoreSynchronize(Compared[OperationInfo], frozen=True, kw_only=True, tag="store.synchronize"):
@@ -834,6 +844,7 @@ class ImageClone(Compared[StoreMade], frozen=True, kw_only=True, tag="image.clon
     image: StoreKey
     name: Name
     device: Place | None = None
+    force: bool = False
 
 
 class ImageRemove(Performs[None], frozen=True, kw_only=True, tag="image.remove"):

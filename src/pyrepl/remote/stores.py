@@ -188,13 +188,14 @@ class RemoteStore:
         name: str,
         device: str | None = None,
         *,
+        force: bool = False,
         verify: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> RemoteVolume:
         """A new volume ``name`` with the content of this store; ``device`` is a path on the daemon's machine."""
         request = requests.StoreClone(
-            store=self._key, name=name, device=device, verify=verify, wait=wait, timeout=timeout
+            store=self._key, name=name, device=device, force=force, verify=verify, wait=wait, timeout=timeout
         )
         made, _ = self._channel.call(request)
         return RemoteVolume(self._group, made.store, _result(self._group, made))

@@ -17,11 +17,12 @@ from collections.abc import Collection
 from itertools import count
 from pathlib import Path
 
-from pyrepl._core import blockdev, layout
+from pyrepl._core import blockdev
 from pyrepl._core.device import Device, FileDevice
 from pyrepl.border import typed
 from pyrepl.errors import DeviceError, Exists, InUse, NotFound, Refused, UsageError
 from pyrepl.runtime import images
+from pyrepl.runtime.contents import blank
 
 TRIALS = "trials"  # the folder of what lasts as long as a process: see ``trial``
 PATIENCE = 10.0  # seconds: a killed process holds its devices until the kernel has ended its I/O
@@ -283,11 +284,10 @@ def make_journal(path: str, size: int) -> None:
 
 
 def wipe_journal(path: str, *, made: bool) -> None:
-    """The journal there is none any more: its superblocks are zeros, or its file, which the node made, is gone."""
+    """The journal there is none any more: its superblocks, and what stood beside them, are zeros, or its file, which
+    the node made, is gone."""
     with FileDevice(path) as device:
-        for offset in (0, device.size - layout.BLOCK):
-            device.write(offset, bytes(layout.BLOCK))
-        device.flush()
+        blank(device)
     if made:
         Path(path).unlink(missing_ok=True)
 

@@ -3,9 +3,10 @@
     accept      one thread; nothing is read there
     connection  a thread of its own, which reads a request, performs it, answers; so a long wait hinders nobody
 
-Decides credentials, limits, cancelling and the audit log. What a request does is ``verbs``, how it travels
-``remote.frames`` and ``remote.messages``. Limits (design: "Parser limits"): a request's body 64 KiB, its data 4 MiB,
-``connections`` in all and half of that for one user, ``requests_per_second`` for one user: who asks more often waits.
+Decides credentials, limits and cancelling. What a request does is ``verbs``, what is kept of it ``jobs``, how it
+travels ``remote.frames`` and ``remote.messages``. Limits (design: "Parser limits"): a request's body 64 KiB, its data
+4 MiB, ``connections`` in all and half of that for one user, ``requests_per_second`` for one user: who asks more often
+waits.
 """
 
 from __future__ import annotations
@@ -20,10 +21,8 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import msgspec
 
 from pyrepl.border import typed
 from pyrepl.errors import PeerError, ProtocolError, PyreplError, Refused, UsageError
@@ -32,13 +31,15 @@ from pyrepl.remote.messages import Answer, Hello, Progress, Welcome
 from pyrepl.remote.requests import Failure, Request, verb
 from pyrepl.results import check_timeout
 from pyrepl.runtime.addresses import bind_unix, refuse_routable, unlink_own
+from pyrepl.service.jobs import Jobs
 from pyrepl.service.verbs import TABLE, Data
+from pyrepl.service.verbs.call import ClientGone
 
 if TYPE_CHECKING:
     from pyrepl.node import Node
+    from pyrepl.service.jobs import Job
 
 _log = logging.getLogger("pyrepl.control")
-_audit = logging.getLogger("pyrepl.audit")
 
 MODE = 0o660
 HANDSHAKE = 10.0  # seconds from accept to the client's hello
@@ -68,10 +69,6 @@ class Limits(NamedTuple):
 
     connections: int = 64
     requests_per_second: int = 100
-
-
-class ClientGone(PyreplError):
-    """Whoever waited has ended the connection: the waiting ends, what was waited for goes on."""
 
 
 class Control:
@@ -105,6 +102,7 @@ class Control:
         self.program = program
         self.metrics = metrics
         self.stopping = False
+        self.jobs = Jobs(node)
         self._gid = _group_id(group)
         self._group = group
         self._lock = threading.Lock()
@@ -232,6 +230,7 @@ class _Connection:
         self._socket = sock
         self._lock = threading.Lock()
         self._idle = True
+        self._job: Job | None = None
         self._thread = threading.Thread(target=self._run, name=f"pyrepl-control-{user.pid}", daemon=True)
 
     def start(self) -> None:
@@ -257,6 +256,8 @@ class _Connection:
         return self._control.node
 
     def progress(self, told: dict[str, Any]) -> None:
+        if self._job is not None:
+            self._job.progress = told
         self.look()
         try:
             frames.send(self._socket, messages.encode_reply(Progress(told=told)))
@@ -269,6 +270,9 @@ class _Connection:
                           reason="closed", retryable=True)
         if frames.has_ended(self._socket):
             raise ClientGone("the client has ended the connection")
+
+    def jobs(self, group: str | None) -> list[dict[str, Any]]:
+        return self._control.jobs.list(group)
 
     def metrics(self) -> str:
         if self._control.metrics is None:
@@ -365,51 +369,12 @@ class _Connection:
         if isinstance(request, requests.Waits):
             check_timeout(request.timeout)
         entry = TABLE[type(request)]
-        with _audited(self, request) if entry.changes else contextlib.nullcontext():
+        if not entry.changes:
             return entry.perform(self, request)
-
-
-# ---------------------------------------------------------------- the audit log
-
-
-@contextlib.contextmanager
-def _audited(connection: _Connection, request: Request[Any]) -> Iterator[None]:
-    """One line for a command: who, what, with which arguments, at which LSNs, and what came of it."""
-    outcome, before = "failed", _end_lsn(connection.node, request)
-    try:
-        yield
-        outcome = "done"
-    except ClientGone:
-        outcome = "left"
-        raise
-    except PyreplError as error:
-        outcome = error.code
-        raise
-    finally:
-        after = _end_lsn(connection.node, request)
-        _audit.info(
-            "user=%s uid=%d pid=%d verb=%s outcome=%s lsn=%s..%s arguments=%s",
-            connection.user.name, connection.user.uid, connection.user.pid, verb(type(request)), outcome,
-            before, after, _arguments(connection, request),
-        )  # fmt: skip
-
-
-def _arguments(connection: _Connection, request: Request[Any]) -> str:
-    """As JSON on one line; of data only how many."""
-    shown: dict[str, Any] = msgspec.to_builtins(request, builtin_types=(bytes,))
-    del shown["verb"]
-    shown = {name: len(value) if isinstance(value, bytes) else value for name, value in shown.items()}
-    if connection.payload:
-        shown["payload_bytes"] = len(connection.payload)
-    return msgspec.json.encode(shown).decode()
-
-
-def _end_lsn(node: Node, request: Request[Any]) -> int | None:
-    name = requests.group_of(request)
-    try:
-        return node.group(name).site.window.state().end_lsn if name is not None else None
-    except PyreplError:
-        return None
+        with self._control.jobs.track(self.user, request, len(self.payload)) as self._job:
+            value = entry.perform(self, request)
+            self._job.answered(value)
+        return value
 
 
 # ---------------------------------------------------------------- who

@@ -32,6 +32,7 @@ import click
 import msgspec
 
 from pyrepl.errors import PyreplError, UsageError
+from pyrepl.runtime.streams import stand_in
 from pyrepl.service.notify import Notifier
 
 if TYPE_CHECKING:
@@ -278,6 +279,7 @@ def main(
       pyrepld --config /etc/pyrepl/node.toml
       pyrepld --state /var/lib/pyrepl --listen 127.0.0.1:7788 --socket /run/pyrepl/control.sock
     """
+    stand_in()
     if (file is None) == (state is None):
         raise click.UsageError("give --config FILE, or --state DIR")
     if file is not None and (listen or socket or insecure):

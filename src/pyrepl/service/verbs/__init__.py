@@ -22,6 +22,7 @@ TABLE: dict[type[Request[Any]], Verb] = {
     requests.NodeListen: Verb(nodes.node_listen, changes=True),
     requests.NodeListenNbd: Verb(nodes.node_listen_nbd, changes=True),
     requests.NodeStopNbd: Verb(nodes.node_stop_nbd, changes=True),
+    requests.NodeJobs: Verb(nodes.node_jobs),
     requests.NodeMetrics: Verb(nodes.node_metrics),
     requests.GroupCreate: Verb(groups.group_create, changes=True),
     requests.GroupImport: Verb(groups.group_import, changes=True),

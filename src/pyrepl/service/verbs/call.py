@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from pyrepl.catalog import SNAPSHOT, VOLUME
-from pyrepl.errors import NotFound
+from pyrepl.errors import NotFound, PyreplError
 from pyrepl.kept import KEPT, KeptSnapshot
 from pyrepl.remote import messages, requests
 from pyrepl.remote.requests import (
@@ -48,8 +48,15 @@ class Call(Protocol):
     def metrics(self) -> str:
         """The metrics of the daemon."""
 
+    def jobs(self, group: str | None) -> list[dict[str, Any]]:
+        """The commands of this daemon, or of one group."""
+
     def may_listen(self, host: str, port: int) -> None:
         """Raises if nothing may listen there."""
+
+
+class ClientGone(PyreplError):
+    """Whoever waited has ended the connection: the waiting ends, what was waited for goes on."""
 
 
 class Data(NamedTuple):
@@ -60,7 +67,7 @@ class Data(NamedTuple):
 
 
 class Verb(NamedTuple):
-    """What a request does. ``changes``: it changes something, so it goes into the audit log."""
+    """What a request does. ``changes``: it changes something, so it is a job (``service.jobs``)."""
 
     perform: Callable[[Any, Any], Any]
     changes: bool = False

@@ -75,7 +75,7 @@ def group_stores(call: Call, request: requests.GroupStores) -> tuple[StoreInfo, 
 
 def group_add_volume(call: Call, request: requests.GroupAddVolume) -> StoreMade:
     volume = call.node.group(request.group).add_volume(
-        request.name, request.device_path, size=request.size, zero=request.zero, wait=False
+        request.name, request.device_path, size=request.size, zero=request.zero, force=request.force, wait=False
     )
     return made(call, volume, request)
 
@@ -265,7 +265,7 @@ def group_demote(call: Call, request: requests.GroupDemote) -> int:
 
 
 def group_promote(call: Call, request: requests.GroupPromote) -> int:
-    return call.node.group(request.group).promote(alone=request.alone)
+    return call.node.group(request.group).promote(alone=request.alone, force=request.force)
 
 
 def group_takeover(call: Call, request: requests.GroupTakeover) -> int:

@@ -29,7 +29,8 @@ def image_show(call: Call, request: requests.ImageShow) -> ImageInfo:
 
 def image_clone(call: Call, request: requests.ImageClone) -> StoreMade:
     image = image_of(call, request.image)
-    return made(call, image.clone(request.name, request.device, verify=request.verify, wait=False), request)
+    volume = image.clone(request.name, request.device, force=request.force, verify=request.verify, wait=False)
+    return made(call, volume, request)
 
 
 def image_remove(call: Call, request: requests.ImageRemove) -> None:

@@ -63,6 +63,10 @@ def node_stop_nbd(call: Call, request: requests.NodeStopNbd) -> None:
     call.node.stop_nbd(request.address)
 
 
+def node_jobs(call: Call, request: requests.NodeJobs) -> list[dict[str, Any]]:
+    return call.jobs(request.group)
+
+
 def node_metrics(call: Call, _: requests.NodeMetrics) -> str:
     return call.metrics()
 

@@ -84,7 +84,8 @@ def store_snapshot(call: Call, request: requests.StoreSnapshot) -> StoreMade:
 
 def store_clone(call: Call, request: requests.StoreClone) -> StoreMade:
     store = store_of(call, request.store)
-    return made(call, store.clone(request.name, request.device, verify=request.verify, wait=False), request)
+    volume = store.clone(request.name, request.device, force=request.force, verify=request.verify, wait=False)
+    return made(call, volume, request)
 
 
 def store_synchronize(call: Call, request: requests.StoreSynchronize) -> OperationInfo:
