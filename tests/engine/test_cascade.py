@@ -765,6 +765,44 @@ def spoil(one):
         assert view.read(site.window, site.stores, 1, 3 * REGION, 8) == b"rotten!!"
 
 
+@pytest.mark.parametrize("wrong", ["missing", "fails", "says", "writes"])
+def test_what_the_middle_cannot_do_the_last_site_does(wrong):
+    """A plug-in: the last site is told what came of it at the primary, not what came of it in the middle; after a start of the
+    middle too. It waits for no copy."""
+    one = Chain(23)
+    try:
+        for number, (world, site) in enumerate(zip(one.worlds, (one.a, one.b, one.c), strict=True)):
+            world.plugins = site.plugins = Plugs(23, lambda salt, number=number: wrong if number == 1 else "")
+        one.pair_up()
+        one.heal()
+        one.hop.cut()
+        work = None
+        while not isinstance(work, operations.Perform) or operations.decode_arguments(work.arguments)["fails"] or not work.writes:
+            work = random_work(one.rng, one.a.end.catalog, REGION)
+        one.operate(work)
+        one.settle(one.a)
+        for _ in range(100):
+            one.talk(one)
+            one.settle(one.b)
+            if one.b.here.lsn == one.lsn:
+                break
+        assert one.b.here.lsn == one.lsn and not one.b.here.consistent
+        one.cut()
+        one.flush_of(one.hop)
+        one.b.abandon()
+        one.reopen(1)
+        before = one.hop.link.bytes_sent["copied"]
+        for _ in range(100):
+            one.talk(one.hop)
+            one.settle(one.c)
+        assert one.c.here.lsn == one.lsn and one.c.here.consistent and not one.b.here.consistent
+        one.hop.compare(one.truth[one.lsn])
+        assert not one.hop.link.refused and one.hop.link.bytes_sent["copied"] == before
+        one.heal()
+    finally:
+        one.close()
+
+
 def test_what_is_repaired_in_the_middle_is_copied_on_after_a_break(chain):
     """The last site had from the middle what a verification has found there, and calls itself consistent: that word does
     not count for what the middle was sent."""
