@@ -797,6 +797,7 @@ def test_what_the_middle_cannot_do_the_last_site_does(wrong):
             one.settle(one.c)
         assert one.c.here.lsn == one.lsn and one.c.here.consistent and not one.b.here.consistent
         one.hop.compare(one.truth[one.lsn])
+        assert one.hop.link.is_informed and not one.hop.link.status()["synced"]
         assert not one.hop.link.refused and one.hop.link.bytes_sent["copied"] == before
         one.heal()
     finally:
@@ -845,7 +846,7 @@ def test_a_connection_over_which_the_journal_could_not_keep_it_is_void(chain):
     one.flush_of(one.hop)
     fold(one.b)
     link = one.hop.link
-    assert "journal could not keep" in link.ledger.resync_reason and link.is_stale
+    assert "journal could not keep" in link.ledger.resync_reason and link.is_stale and link.ledger.is_awaited
     base = link.base
     one.hop.deliver()
     one.settle(one.c)
@@ -892,6 +893,10 @@ def test_another_feeder_above_is_told_to_the_last_site(chain):
     one.b.roles.follow(b"A" * 16, [b"Z" * 16], 0)
     for _ in range(30):
         one.talk(one.hop)
+    assert one.c.above == [b"A" * 16, b"Z" * 16]
+    one.hop.cut()
+    one.c.abandon()
+    one.reopen(2)
     assert one.c.above == [b"A" * 16, b"Z" * 16]
 
 
