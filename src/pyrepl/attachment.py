@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pyrepl.bound import is_bounded
 from pyrepl.errors import NotFound, Refused, UsageError, WaitTimeout
+from pyrepl.options import spelled
 from pyrepl.results import TELL_EVERY, Progress, check_timeout
 from pyrepl.roles import PRIMARY
 
@@ -392,5 +393,5 @@ def check_number(name: str, value: Any, *kinds: type) -> Any:
     """
     if isinstance(value, bool) or not isinstance(value, kinds):
         kind = "a whole number" if kinds == (int,) else "a number"
-        raise UsageError(f"link option {name} = {value!r}: give {kind}", option=name)
+        raise UsageError(f"link option {spelled(name)} = {value!r}: give {kind}", option=name)
     return value

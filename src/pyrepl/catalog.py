@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 
 from pyrepl._core import layout
-from pyrepl.errors import Exists, NotFound, Refused, UsageError
+from pyrepl.errors import Exists, NotFound, Refused, UsageError, some_of
 
 VOLUME, SNAPSHOT = "volume", "snapshot"
 UNFINISHED = "unfinished"  # a volume that is still being filled: it is found by its number only
@@ -132,7 +132,7 @@ class Catalog:
                         f"{name!r} is still being made: it can be used when the rewind that makes it has ended",
                         reason="unfinished", name=name, retryable=True)
                 return store
-        some = ", ".join(sorted(s.name for s in self.stores.values() if s.kind != UNFINISHED)[:5]) or "none"
+        some = some_of(s.name for s in self.stores.values() if s.kind != UNFINISHED)
         raise NotFound(f"there is no store {name!r} in this group (it has: {some})", name=name)
 
     def is_taken(self, name: str) -> bool:

@@ -52,7 +52,7 @@ class Changeover:
                 raise Refused(f"group {group.name!r} is a secondary here already", reason="role", group=group.name)
             links = group.links
             if not force:
-                self._check_links(links, "use force=True: if its site leads then, what it lacks is lost to it")
+                self._check_links(links, "do it with force: if its site leads then, what it lacks is lost to it")
             site.roles.changing = True
             try:
                 end = self._step_down(links, timeout, force=force)
@@ -73,7 +73,7 @@ class Changeover:
             if site.role != PRIMARY:
                 raise Refused(f"group {group.name!r} is a secondary here already", reason="role", group=group.name)
             link, links = group.link(name), group.links
-            self._check_links(links, "swap without it: demote here with force=True, and promote the other site")
+            self._check_links(links, "swap without it: demote here with force, and promote the other site")
             succession = self._succession(link, links, back)
             site.roles.changing = True
             try:
@@ -100,7 +100,7 @@ class Changeover:
         if late:
             raise WaitTimeout(
                 f"group {group.name!r} has stepped down here at LSN {lsn} and asks the site of link {link.name!r} to "
-                f"lead; after {timeout} s {late}. It goes on",
+                f"lead; after {timeout:g} s {late}. It goes on",
                 role=site.role,
                 link=link.name,
             )
@@ -316,7 +316,7 @@ class Changeover:
         late = _until(late_one, timeout, self._group.check)
         if late:
             raise WaitTimeout(
-                f"group {self._group.name!r} has not stepped down after {timeout} s, and goes on as primary: {late}"
+                f"group {self._group.name!r} has not stepped down after {timeout:g} s, and goes on as primary: {late}"
             )
 
     def _tell(self, links: list[Attachment]) -> list[str]:

@@ -78,7 +78,7 @@ class EarlyOperation:
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeout(
                     f"group {self._group.name!r}: link {late[0]['name']!r} has not performed the {self.kind} at LSN "
-                    f"{self.lsn} after {timeout} s (a site that is delayed performs it later); {then}",
+                    f"{self.lsn} after {timeout:g} s (a site that is delayed performs it later); {then}",
                     lsn=self.lsn, link=late[0]["name"])
             time.sleep(LOOK_EVERY)
 
@@ -177,5 +177,5 @@ def check_early(*, verify: bool, part: bool = False) -> None:
         UsageError: no.
     """
     if verify or part:
-        raise UsageError("early=True: an early operation is of a whole store, and is not compared: leave "
+        raise UsageError("an early operation is of a whole store, and is not compared: leave "
                          f"{'verify' if verify else 'the extent'} out")

@@ -5,6 +5,7 @@ Decides: code, exit status and retryability of every failure that leaves the pac
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 __all__ = [
@@ -139,6 +140,17 @@ class InternalError(PyreplError):
 
     code = "internal"
     exit_status = 12
+
+
+def counted(number: int, what: str) -> str:
+    """So many of something, for people: "1 group", "2 groups"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def some_of(names: Iterable[str]) -> str:
+    """What there is, for who asked for something else: the first five names."""
+    found = sorted(names)
+    return ", ".join([*found[:5], *(["…"] if len(found) > 5 else [])]) or "none"
 
 
 def check(condition: object, reason: str, **context: Any) -> None:

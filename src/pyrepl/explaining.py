@@ -156,7 +156,7 @@ def _explain(
     operation = makers[0](catalog) if len(makers) == 1 else operations.unordered(catalog, makers)
     if site.ordering == STRICT and operations.is_unordered(operation):
         raise Refused(
-            f"group {group.name!r} was made with ordering='strict', and refuses a set: ask for one operation",
+            f"group {group.name!r} was made with strict ordering, and refuses a set: ask for one operation",
             reason="ordering",
         )
     travels = [operation] if early is None else early(catalog)

@@ -70,7 +70,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             data = path.read_bytes()
         except FileNotFoundError:
             raise NotFound(
-                f"{path.parent} holds no node: open it with create=True to make one", path=str(path)
+                f"{path.parent} holds no node: open it with create=True (pyrepld: create = true, or --create) to make "
+                f"one",
+                path=str(path),
             ) from None
         try:
             config = msgspec.json.decode(data, type=cls)

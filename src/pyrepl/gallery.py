@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pyrepl.catalog import MOST_IMAGES, Image, ImageKey
-from pyrepl.errors import DeviceError, NotFound, Refused, check
+from pyrepl.errors import DeviceError, NotFound, Refused, check, some_of
 from pyrepl.operations import CopiedImage, Effect
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Gallery:
         try:
             return self.images[name]
         except (KeyError, TypeError):
-            some = ", ".join(sorted(self.images)[:5]) or "none"
+            some = some_of(self.images)
             raise NotFound(f"group {self.site.name!r} has no image {name!r} at this site (it has: {some})",
                            name=name) from None
 

@@ -28,7 +28,7 @@ from pyrepl.catalog import View as ViewEntry
 from pyrepl.changeover import Changeover
 from pyrepl.comparisons import Comparisons
 from pyrepl.delay import check_delay
-from pyrepl.errors import NotFound, PyreplError, Refused, UsageError, WaitTimeout
+from pyrepl.errors import NotFound, PyreplError, Refused, UsageError, WaitTimeout, some_of
 from pyrepl.image import Image, add_image, copy_from
 from pyrepl.operations import Operation
 from pyrepl.performed import performed, written_down
@@ -172,7 +172,7 @@ class Group:
         try:
             return kept[name]
         except (KeyError, TypeError):
-            some = ", ".join(sorted(kept)[:5]) or "none"
+            some = some_of(kept)
             raise NotFound(f"group {self.name!r} has no kept snapshot {name!r} (it has: {some})", name=name) from None
 
     @property
@@ -1015,7 +1015,7 @@ class Group:
             raise Refused(
                 f"group {self.name!r} was started as primary, and asks first whether another site leads meanwhile: "
                 f"{', '.join(self.site.status()['asking']) or 'all'} did not answer yet (see the status of the links). "
-                f"It leads when all have; promote(alone=True), `pyrepl promote {self.name} --alone`, asks nobody",
+                f"It leads when all have; to promote it alone (`pyrepl promote {self.name} --alone`) asks nobody",
                 reason="asking",
                 retryable=True,
                 group=self.name,
@@ -1239,7 +1239,7 @@ class Group:
         for entry in entries:
             if entry.name == name:
                 return entry
-        some = ", ".join(sorted(entry.name for entry in entries)[:5]) or "none"
+        some = some_of(entry.name for entry in entries)
         raise NotFound(f"group {self.name!r} has no {kind or 'store'} {name!r} (it has: {some})", name=name)
 
     def check_overwritten(self, device: str | os.PathLike[str], *, force: bool) -> None:

@@ -128,7 +128,7 @@ class Image:
         while self._entry() is not None:
             look()
             if deadline is not None and time.monotonic() > deadline:
-                raise WaitTimeout(f"image {self.name!r} of group {group.name!r} is not gone after {timeout} s: what "
+                raise WaitTimeout(f"image {self.name!r} of group {group.name!r} is not gone after {timeout:g} s: what "
                                   f"stores show of it is being copied; it goes on", name=self.name)
             time.sleep(LOOK_EVERY)
             group.check()

@@ -22,7 +22,7 @@ import msgspec
 from pyrepl._core.device import FileDevice
 from pyrepl.border import typed
 from pyrepl.catalog import VOLUME, check_name
-from pyrepl.errors import Exists, InUse, NotFound, PyreplError, Refused, UsageError
+from pyrepl.errors import Exists, InUse, NotFound, PyreplError, Refused, UsageError, counted
 from pyrepl.folder import ExportEntry, GroupEntry, NodeConfig, load_or_make, take_lock
 from pyrepl.group import Group
 from pyrepl.journal import Journal
@@ -246,7 +246,7 @@ class Node:
         place = path_of(journal, "journal")
         if journal_size is None and not os.path.exists(place):
             raise NotFound(
-                f"there is no {place}: give journal_size to make a file, or the path of a device", path=place
+                f"there is no {place}: give the journal a size to make a file, or the path of a device", path=place
             )
         with self._lock:
             self._check()
@@ -312,7 +312,7 @@ class Node:
             if body.node_id != self.node_id and not force:
                 raise Refused(
                     f"the journal of group {body.name!r} on {place} belongs to another node ({body.node_id.hex()}): "
-                    f"open it there, or use force=True if that node will never open it again",
+                    f"open it there, or take it over with force if that node will never open it again",
                     reason="node",
                     journal=place,
                 )
@@ -356,9 +356,9 @@ class Node:
         with self._lock:
             stores = [] if group.fault is not None else [*group.volumes, *group.snapshots]
             if (stores or group.fault is not None) and not force:
-                what = f"it has {len(stores)} stores" if group.fault is None else "it cannot be looked into"
+                what = f"it has {counted(len(stores), 'store')}" if group.fault is None else "it cannot be looked into"
                 raise Refused(
-                    f"group {name!r} would be lost: {what}: remove them first, or use force=True", reason="force"
+                    f"group {name!r} would be lost: {what}: remove them first, or delete it with force", reason="force"
                 )
             for export in self.exports:
                 if export.group is group:

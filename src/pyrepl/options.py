@@ -14,7 +14,7 @@ MIB = 1 << 20
 LIMITS: dict[str, tuple[float, float, str]] = {  # the least and the most that a link can be limited to
     "bandwidth": (1 << 10, 1 << 40, "bytes per second"),
     "most_lag_bytes": (MIB, 1 << 50, "bytes"),
-    "most_lag_seconds": (0.1, 86400.0, "seconds"),
+    "most_lag_seconds": (0.1, 86400, "seconds"),
 }
 
 
@@ -87,14 +87,28 @@ class LinkOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                                   ("backoff_most", 0.001, 3600.0), ("most_flight", 1 << 20, 1 << 30)):
             value = getattr(self, name)
             if not least <= value <= most:
-                raise UsageError(f"link option {name} = {value}: must be from {least} to {most}", option=name)
+                raise UsageError(
+                    f"link option {spelled(name)} = {_figure(value)}: must be from {_figure(least)} to {_figure(most)}",
+                    option=name,
+                )
         for name, (low, high, unit) in LIMITS.items():
             value = getattr(self, name)
             if value != 0 and not low <= value <= high:
+                limits = f"from {low} to {high} {unit}, or none (0) for no limit"
                 raise UsageError(
-                    f"link option {name} = {value}: must be from {low} to {high} {unit}, or 0 for no limit", option=name
+                    f"link option {spelled(name)} = {_figure(value)}: must be {limits}",
+                    option=name,
                 )
         if self.dead <= self.heartbeat:
             raise UsageError(
-                f"link option dead = {self.dead}: must be more than heartbeat, {self.heartbeat}", option="dead"
+                f"link option dead = {self.dead:g}: must be more than heartbeat, {self.heartbeat:g}", option="dead"
             )
+
+
+def _figure(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def spelled(name: str) -> str:
+    """An option as people are told of it: by the API or the command line."""
+    return name.replace("_", "-")

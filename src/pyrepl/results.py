@@ -150,7 +150,7 @@ class OperationResult:
         """
         judged = self._group.comparisons.find(self.lsn)
         if judged is None:
-            raise UsageError(f"the {self.kind} at LSN {self.lsn} was made without verify=True: nothing is compared",
+            raise UsageError(f"the {self.kind} at LSN {self.lsn} was made without being verified: nothing is compared",
                              lsn=self.lsn)
         return judged.wait(check_timeout(timeout), progress)
 
@@ -198,7 +198,7 @@ class Ticket:
                 self._native.wait(timeout)
             except TimeoutError as error:
                 raise WaitTimeout(
-                    f"the write at LSN {self.lsn} is not written after {timeout} s; it goes on", lsn=self.lsn
+                    f"the write at LSN {self.lsn} is not written after {timeout:g} s; it goes on", lsn=self.lsn
                 ) from error
             except Exception as error:
                 raise self._group.failure(error, f"waiting for the write at LSN {self.lsn}") from error
@@ -237,7 +237,7 @@ class Events(Iterator[dict[str, Any]]):
         check_timeout(timeout)
         with self._ready:
             if not self._ready.wait_for(lambda: self._waiting or self._ended, timeout):
-                raise WaitTimeout(f"no event within {timeout} s")
+                raise WaitTimeout(f"no event within {timeout:g} s")
             return self._waiting.popleft() if self._waiting else None
 
     def __next__(self) -> dict[str, Any]:

@@ -174,19 +174,19 @@ class Roles:
         if not point.consistent and kept is not None and not alone:
             raise Refused(
                 f"group {site.name!r} is being resynchronized here. It can go back to its protective snapshot, of LSN "
-                f"{kept.lsn}, and lead from there; what came after is lost then: take over, or promote(alone=True)",
+                f"{kept.lsn}, and lead from there; what came after is lost then: take over, or promote it alone",
                 reason="inconsistent",
             )
         if site.successor and not alone:
             raise Refused(
                 f"group {site.name!r} has stepped down here and asks the site of link {site.successor!r} to lead: it "
-                f"may have heard. Promote it there; promote(alone=True) takes the lead back here, if it has not",
+                f"may have heard. Promote it there; promote this site alone to take the lead back here, if it has not",
                 reason="primary",
             )
         if not point.handed_over and not alone:
             raise Refused(
                 f"group {site.name!r}: its primary has not stepped down, as far as this site has heard: demote it "
-                f"there first; if it is gone, take over; promote(alone=True) asks nobody",
+                f"there first; if it is gone, take over; to promote it alone asks nobody",
                 reason="primary",
             )
 

@@ -529,7 +529,7 @@ class Site:
         self._require_primary()
         if self.ordering == STRICT and operations.is_unordered(operation):
             raise Refused(
-                f"group {self.name!r} was made with ordering='strict': each operation has a place of its own, make "
+                f"group {self.name!r} was made with strict ordering: each operation has a place of its own, make "
                 f"them one after the other", reason="ordering")
         body = operations.encode(operation)
         check(operations.decode(body) == operation, "an operation reads back as it was meant", kind=operation.kind)

@@ -384,7 +384,7 @@ class Judged:
                 progress(self.result())
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeout(f"group {self._group.name!r}: the result at LSN {self._lsn} is not compared after "
-                                  f"{timeout} s; it goes on", lsn=self._lsn)
+                                  f"{timeout:g} s; it goes on", lsn=self._lsn)
         return self.result()
 
     def _compare(self, run: Run, performed: OperationResult, scopes: Scopes) -> None:

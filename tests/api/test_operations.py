@@ -203,7 +203,7 @@ REFUSALS = {
     "itself": (lambda g, d: d.synchronize(d), UsageError, "same store"),
     "offsets-differ": (lambda g, d: g.copy_range(d, 0, "other", REGION, REGION), UsageError, "same offset"),
     "no-store": (lambda g, d: g.copy_range(d, 0, 5, 0, REGION), UsageError, "not a store"),
-    "has-snapshots": (lambda g, d: d.remove(), Refused, "has 1 snapshots"),
+    "has-snapshots": (lambda g, d: d.remove(), Refused, "has 1 snapshot \\("),
     "no-device-no-size": (lambda g, d: g.add_volume("x"), UsageError, "needs a device, or a size"),
     "size-zero": (lambda g, d: g.add_volume("x", size=0), UsageError, "positive"),
     "size-odd": (lambda g, d: g.add_volume("x", size=REGION + 1), UsageError, "nearest sizes"),

@@ -163,7 +163,7 @@ def test_a_link_that_is_paused_is_said_so(two: Two) -> None:
 def test_what_cannot_be_verified(two: Two, tmp_path: Path) -> None:
     data = two.group.volume("data")
     before = two.group.applied_lsn
-    with pytest.raises(UsageError, match="without verify=True"):
+    with pytest.raises(UsageError, match="without being verified"):
         data.snapshot("monday").result.wait_verified()  # type: ignore[union-attr]
     with pytest.raises(UsageError, match="0 stores"), two.group.unordered(verify=True) as ops:
         ops.delete("monday")

@@ -79,7 +79,7 @@ def test_claim_12_all_ordered(rig):
     assert [each for each in near if each[0] in lsns] == [each for each in far if each[0] in lsns]
     assert [lsn for lsn, _ in far if lsn in lsns] == sorted(lsns)
     before = one.near.wait()
-    with pytest.raises(Refused, match="made with ordering='strict': each operation has a place of its own") as caught, \
+    with pytest.raises(Refused, match="made with strict ordering: each operation has a place of its own") as caught, \
             one.near.unordered() as ops:
         ops.snapshot("v", "a")
         ops.snapshot("w", "b")

@@ -506,7 +506,10 @@ def test_a_set(berlin, group):
     listed = berlin.json(output.OperationList, "operation", "list", group).operations
     assert [member.kind for member in listed[-3].members] == ["restore", "resize", "copy-range"]
     assert "set: refresh, delete" in berlin.ok("operation", "list", group)
-    assert "  refresh: " in berlin.ok("operation", "show", group, str(listed[-2].lsn))
+    told = berlin.ok("operation", "show", group, str(listed[-2].lsn))
+    assert "  refresh (" in told and "{" not in told
+    told = berlin.ok("operation", "show", group, str(listed[-3].lsn))
+    assert "  restore (target data, source monday, first 0, count 1): " in told and "{" not in told and "[" not in told
 
 
 @pytest.mark.parametrize(

@@ -114,13 +114,15 @@ def test_demo_on_given_devices(folder: Path) -> None:
             with open(path, "wb") as file:
                 file.truncate(64 * MIB)
             devices.append(blockdev.attach_loop(path))
-        for _ in range(2):  # what the first run left on the devices does not hinder the second
-            options = [word for device in devices for word in ("--device", device)]
-            done = demo(folder, "--json", "--size", "32M", *options)
+        options = [word for device in devices for word in ("--device", device)]
+        for forced in ([], ["--force"]):
+            done = demo(folder, "--json", "--size", "32M", *options, *forced)
             assert done.returncode == 0, done.stdout + done.stderr
             report = json.loads(done.stdout)
             check_report(report, 32 * MIB)
             assert [note for note in report["notes"] if devices[0] in note]
+            done = demo(folder, "--json", "--size", "32M", *options)
+            assert done.returncode == 2 and f"{devices[0]} holds " in done.stderr and "with force" in done.stderr
     finally:
         for device in devices:
             blockdev.detach_loop(device)

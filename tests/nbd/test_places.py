@@ -91,7 +91,7 @@ def test_exports_start_stop_and_stay(node, tmp_path) -> None:
     path = node.listen_nbd(f"unix:{tmp_path}/nbd").removeprefix("unix:")
     client = Client(path)
     assert client.flush() == 0
-    with pytest.raises(InUse, match="1 clients"):
+    with pytest.raises(InUse, match="1 client:"):
         node.stop_export("data")
     with pytest.raises(Exists, match="stop it first"):
         node.start_export("data", "db", "data")

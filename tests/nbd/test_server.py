@@ -717,6 +717,24 @@ def test_tls_refuses_who_is_not_of_the_authority(node, db, unix, authorities):
     assert attach_tls(address, "vm", ours.context()).read(0, 512) == bytes(512)
 
 
+def test_the_log_says_who_was_not_served_and_is_not_flooded(node, db, unix, authorities, caplog):
+    address = node.listen_nbd("127.0.0.1:0", tls=authorities[0].files())
+    begin = time.monotonic()
+    with caplog.at_level("INFO", logger="pyrepl.nbd"):
+        for _ in range(20):
+            sock = greet(dial(address))
+            assert option(sock, 5) == [(1, b"")]
+            sock.sendall(b"\x16\x03\x01\xff\xff" + b"x" * 2000)
+            with contextlib.suppress(ConnectionError):
+                while sock.recv(4096):
+                    pass
+            sock.close()
+        clients.until(lambda: "was not served" in caplog.text, "it is logged")
+    lines = [record.getMessage() for record in caplog.records if "was not served" in record.getMessage()]
+    assert lines[0].startswith("a client at 127.0.0.1 was not served: ")
+    assert len(lines) <= 1 + (time.monotonic() - begin) / server.QUIET and len(lines) < 20
+
+
 def test_keys_and_certificates_that_cannot_be_used(node, authorities, tmp_path):
     ours, foreign = authorities
     files = ours.files()

@@ -226,6 +226,19 @@ def test_check_only_looks(tmp_path: Path) -> None:
     assert bad.returncode == 2 and f"{tmp_path}/node.toml:3: foo: unknown key" in bad.stderr and "Traceback" not in bad.stderr
 
 
+def test_check_looks_at_what_the_file_names(tmp_path: Path) -> None:
+    done = check(write(tmp_path, LEAST + '[control]\ngroup = "no-such-group"\n'), "--check")
+    assert done.returncode == 2 and "there is no group 'no-such-group' on this machine" in done.stderr and "Traceback" not in done.stderr
+    tls = LEAST + f'[nbd]\nlisten = ["127.0.0.1:0"]\ncertificate = "{tmp_path}/c.pem"\nkey = "{tmp_path}/k.pem"\n'
+    done = check(write(tmp_path, tls), "--check")
+    assert done.returncode == 3 and f"the key {tmp_path}/k.pem cannot be read" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "k.pem").write_text("no key")
+    (tmp_path / "k.pem").chmod(0o600)
+    (tmp_path / "c.pem").write_text("no certificate")
+    done = check(write(tmp_path, tls), "--check")
+    assert done.returncode == 2 and "cannot be used for TLS" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_flags_and_file_do_not_mix(tmp_path: Path) -> None:
     path = write(tmp_path, LEAST)
     for more in (["--state", "/s"], ["--listen", "127.0.0.1:0"], ["--insecure"], ["--socket", "/c"]):

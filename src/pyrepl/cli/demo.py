@@ -21,12 +21,14 @@ from pyrepl.cli import sizes
     multiple=True,
     type=click.Path(),
     help="Use this device; its content is LOST. In order: the volume at the first site, at the second, the journal "
-    "at the first, at the second. Refused if it is mounted, held or partitioned.",
+    "at the first, at the second. Refused if it is mounted or held, and, without --force, if anything stands on it.",
 )
+@click.option("--force", is_flag=True, help="Although something stands on a device: it is lost.")
 @click.option("--source", type=click.Path(dir_okay=False), help="Fill the volume from this image.")
 @click.pass_context
 def demo(
-    ctx: click.Context, as_json: bool, size: int, folder: str | None, devices: tuple[str, ...], source: str | None
+    ctx: click.Context, as_json: bool, size: int, folder: str | None, devices: tuple[str, ...], force: bool,
+    source: str | None,
 ) -> None:
     """Two node processes on loopback TCP: fill, synchronize, snapshot, overwrite, restore, kill, cut, compare.
 
@@ -41,7 +43,7 @@ def demo(
     from pyrepl.demo.scenario import Options, Scenario
     from pyrepl.demo.table import Bars, Quiet, show
 
-    options = Options(size=size, folder=folder, devices=devices, source=source)
+    options = Options(size=size, folder=folder, devices=devices, source=source, force=force)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same way out as Ctrl-C, which cleans up
     try:
         if as_json:

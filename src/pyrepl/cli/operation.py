@@ -101,13 +101,20 @@ def show(node: RemoteNode, group: str, lsn: int, as_json: bool) -> None:
         click.echo(f"made {', '.join(one['created'])}")
     if one["time"] is not None:
         click.echo(f"given its place at {when(one)}" + (f", took {_took(one)}" if one["seconds"] is not None else ""))
+    given = one["arguments"].get("members")
     for name, value in one["arguments"].items():
-        click.echo(f"  {name}: {value}")
-    for member in one["members"]:
+        if name != "members":
+            click.echo(f"  {name}: {_plain(value)}")
+    for number, member in enumerate(one["members"] or given or ()):
+        if "bytes_changed" not in member:  # from before the daemon opened the group: what it came to is not known
+            click.echo(f"  {_as_given(member)}")
+            continue
         made = f", made {', '.join(member['created'])}" if member["created"] else ""
         failed = f", failed: {member['failed']}" if member["failed"] else ""
         said = f", digest {member['digest']}" if member["digest"] else ""
-        click.echo(f"  {member['kind']}: {sizes.human(member['bytes_changed'])} changed{made}{said}{failed}")
+        words = f" ({_as_given(given[number])})" if given and number < len(given) else ""
+        changed = f"{sizes.human(member['bytes_changed'])} changed"
+        click.echo(f"  {member['kind']}{words}: {changed}{made}{said}{failed}")
     if one["digest"]:
         click.echo(f"digest {one['digest']}")
     if one["failed"]:
@@ -116,6 +123,25 @@ def show(node: RemoteNode, group: str, lsn: int, as_json: bool) -> None:
         click.echo(f"not all of it was performed at this site ({one['refused']}): the primary sends the data")
     if one["verified"] is not None:
         click.echo(f"compared with {_compared(one)}")
+
+
+def _plain(value: Any) -> str:
+    """An argument, for people: of a snapshot, what is made of what."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} of {of}" if isinstance(of, str) else f"{name}={_plain(of)}"
+                         for name, of in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(one) for one in value)
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)
+
+
+def _as_given(member: dict[str, Any]) -> str:
+    """The arguments of an operation of a set, in one line."""
+    told = [_plain(value) if isinstance(value, dict) else f"{name} {_plain(value)}"
+            for name, value in member.items() if name != "kind"]
+    return ", ".join(told) or str(member["kind"])
 
 
 def when(one: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ import re
 
 import click
 
+from pyrepl.errors import counted
+
 UNITS = "KMGTP"
 
 
@@ -65,11 +67,6 @@ def human(count: float) -> str:
     return f"{count:.0f} {unit}iB" if count == int(count) else f"{count:.1f} {unit}iB"
 
 
-def counted(number: int, what: str) -> str:
-    """So many of something, for people: "1 group", "2 groups"."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 def duration(time: float) -> str:
     """Seconds for people."""
     if time < 59.95:
@@ -84,3 +81,6 @@ def share(part: float, whole: float) -> str:
     """``part`` of ``whole`` in percent; what is there at all is never 0 %."""
     value = 100 * part / whole if whole else 0.0
     return "< 1 %" if 0 < value < 1 else f"{value:.0f} %"
+
+
+__all__ = ["counted", "duration", "human", "limit", "limit_seconds", "percent", "rate", "seconds", "share", "size"]

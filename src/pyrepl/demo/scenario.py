@@ -21,6 +21,7 @@ from pyrepl.demo import content
 from pyrepl.demo.process import Agent, AgentError
 from pyrepl.demo.proxy import Counts, Proxy
 from pyrepl.errors import InUse, UsageError, WaitTimeout
+from pyrepl.runtime.contents import check_path_blank
 
 MIB = 1 << 20
 VOLUME, LINK = "data", "second"
@@ -38,6 +39,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     folder: str | None = None
     devices: tuple[str, ...] = ()
     source: str | None = None
+    force: bool = False  # what stands on the devices may be lost
 
 
 class Step(msgspec.Struct):
@@ -105,7 +107,7 @@ class Scenario:
         """Everything, in order.
 
         Raises:
-            UsageError, InUse: before anything was touched.
+            UsageError, InUse, Refused: before anything was touched.
             AgentError: a node failed; all is taken away, the text says what it said.
         """
         self._check()
@@ -133,6 +135,8 @@ class Scenario:
             raise UsageError("--device: the same device is given twice")
         for device in options.devices:
             _check_device(device, self._size if device in options.devices[:2] else self._journal_size())
+            if not options.force:
+                check_path_blank(device)
 
     def _journal_size(self) -> int:
         return min(max(self._size, 64 * MIB), 512 * MIB)

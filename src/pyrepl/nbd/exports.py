@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pyrepl._core import nbdio, view
 from pyrepl._core.nbdio import COMMANDS
 from pyrepl.catalog import check_name
-from pyrepl.errors import Exists, InUse, NotFound, PyreplError, Refused, UsageError
+from pyrepl.errors import Exists, InUse, NotFound, PyreplError, Refused, UsageError, counted
 from pyrepl.nbd.negotiation import Choice, Shape
 from pyrepl.volume import View
 
@@ -238,7 +238,8 @@ class Exports:
         """
         export = self.find(name)
         if export.clients and not force:
-            raise InUse(f"export {name!r} has {export.clients} clients: detach them first, or use force", name=name)
+            who = counted(export.clients, "client")
+            raise InUse(f"export {name!r} has {who}: detach first, or stop it with force", name=name)
         with self._lock:
             self._exports.pop(name, None)
         export.stop()

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pyrepl.errors import InUse, PyreplError, Refused, UsageError
+from pyrepl.errors import InUse, PyreplError, Refused, UsageError, counted
 from pyrepl.nbd.exports import Export, Exports
 from pyrepl.nbd.negotiation import Choice, Negotiation, Shape, State
 from pyrepl.nbd.tunnel import Tunnel
@@ -37,7 +37,30 @@ BUFFER = 4 << 20  # bytes of a socket's buffers: fewer wake-ups for large reques
 LINGER = 5.0  # seconds that a stop waits for one connection to end, and a connection for its last bytes
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33  # beyond what the system allows everybody, where we may
 
+QUIET = 1.0  # seconds between two lines of the log about clients that are not served: anybody can make them
+
 _log = logging.getLogger("pyrepl.nbd")
+
+
+class Complaints:
+    """What the log says of clients that are not served: with who it was, and one line for many."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._last = -QUIET
+        self._untold = 0
+
+    def tell(self, peer: object, what: str) -> None:
+        """A line, if the last one is old enough; else it is counted, and told with the next."""
+        now = time.monotonic()
+        with self._guard:
+            if now - self._last < QUIET:
+                self._untold += 1
+                return
+            untold, self._untold, self._last = self._untold, 0, now
+        who = f"of user {peer}" if isinstance(peer, int) else f"at {peer or 'an address that is not known'}"
+        more = f"; {counted(untold, 'other')} before it" if untold else ""
+        _log.info("a client %s %s%s", who, what, more)
 
 
 class _Knocker(NamedTuple):
@@ -74,6 +97,7 @@ class Server:
         self._exports = exports
         self._room = room
         self._context = tls.server_context() if tls is not None else None
+        self._complaints = Complaints()
         self._lock = threading.Lock()
         self._connections: dict[threading.Thread, Callable[[], None]] = {}  # how to end each
         self._knocking: dict[threading.Thread, _Knocker] = {}  # in the order in which they came
@@ -157,17 +181,17 @@ class Server:
         with self._lock:
             if self._stopping:
                 return False
-            leaving = None
+            gone = None
             if len(self._knocking) >= MOST_KNOCKING:
                 leaving = _who_leaves(self._knocking, peer, now)
                 if leaving is None:
                     return False
-                del self._knocking[leaving]
+                gone = self._knocking.pop(leaving)
                 self._connections[leaving]()  # under the lock: its socket is not closed meanwhile
             self._knocking[thread] = _Knocker(peer, now)
             self._connections[thread] = _ending(sock)
-        if leaving is not None:
-            _log.info("a client that had not chosen an export was sent away to make room for another")
+        if gone is not None:
+            self._complaints.tell(gone.peer, "that had not chosen an export was sent away to make room for another")
         return True
 
     # ---- one connection
@@ -176,6 +200,7 @@ class Server:
         me = threading.current_thread()
         tunnel: Tunnel | None = None
         guest = _Guest(self._exports, self._room)
+        peer = _peer(sock)
         try:
             _prepare(sock)
             try:
@@ -197,7 +222,7 @@ class Server:
             else:
                 _log.debug("a client left in the negotiation: %s", talk.reason or "it said nothing more")
         except (OSError, PyreplError) as error:
-            _log.info("a client was not served: %s", error)
+            self._complaints.tell(peer, f"was not served: {error}")
         finally:
             sock.close()
             guest.leave()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from pyrepl.catalog import MOST_STORES, SNAPSHOT, VOLUME, Catalog, Store, check_new_name, check_size
-from pyrepl.errors import Exists, Refused
+from pyrepl.errors import Exists, Refused, counted, some_of
 from pyrepl.operations.base import Created, Deleted, Effect, Footprint, Resized, put_size
 
 
@@ -119,9 +119,9 @@ def remove_volume(catalog: Catalog, name: str, *, force: bool = False) -> Delete
         raise Refused(f"{name!r} is a {store.kind}, not a volume: use delete", reason="kind", name=name)
     held = catalog.snapshots_of(store.id)
     if held and not force:
+        what = f"{counted(len(held), 'snapshot')} ({some_of(one.name for one in held)})"
         raise Refused(
-            f"volume {name!r} has {len(held)} snapshots ({held[0].name!r} ...): delete them first, or use force to "
-            f"remove the volume and keep them",
+            f"volume {name!r} has {what}: delete first, or use force to remove the volume and keep these",
             reason="snapshots",
             name=name,
         )

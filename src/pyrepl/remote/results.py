@@ -131,7 +131,7 @@ class RemoteEvents(Iterator[dict[str, Any]]):
         try:
             told = next_told(self._socket, timeout)
         except TimeoutError:
-            raise WaitTimeout(f"no event within {timeout} s") from None
+            raise WaitTimeout(f"no event within {timeout:g} s") from None
         except PeerError:
             told = None
         except Refused as error:

@@ -173,7 +173,7 @@ class FilePlacement:
         if device.sector_size > self._alignment:
             raise Refused(
                 f"{device.name} has sectors of {device.sector_size} bytes, the group is aligned to {self._alignment}: "
-                f"use another device, or make the group with alignment={device.sector_size}",
+                f"use another device, or make the group with an alignment of {device.sector_size}",
                 reason="alignment",
                 device=device.name,
             )
@@ -260,12 +260,14 @@ def make_journal(path: str, size: int) -> None:
         UsageError: ``size`` cannot be.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size <= 0 or size % 4096 or size >> 56:
-        raise UsageError(f"journal_size={size!r}: give a positive multiple of 4096 bytes, below 2**56", size=size)
+        raise UsageError(
+            f"a journal cannot be {size!r} bytes long: give a positive multiple of 4096 bytes, below 2**56", size=size
+        )
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise Exists(
-            f"{path} exists: leave journal_size out to use it as it is, or give another path", path=path
+            f"{path} exists: give no size for the journal to use it as it is, or give another path", path=path
         ) from None
     try:
         try:

@@ -103,7 +103,7 @@ class Control:
         self.metrics = metrics
         self.stopping = False
         self.jobs = Jobs(node)
-        self._gid = _group_id(group)
+        self._gid = group_id(group)
         self._group = group
         self._lock = threading.Lock()
         self._connections: set[_Connection] = set()
@@ -394,7 +394,12 @@ def _peer(sock: socket.socket) -> User:
     return User(pid, uid, gid, frozenset(groups))
 
 
-def _group_id(name: str | None) -> int | None:
+def group_id(name: str | None) -> int | None:
+    """The number of a group of users; None: none is named.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
     if name is None:
         return None
     try:

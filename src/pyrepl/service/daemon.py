@@ -261,7 +261,7 @@ def _from_flags(state: str, listen: tuple[str, ...], create: bool, socket: str, 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "file", metavar="FILE", help="Run by this configuration; docs/daemon.md has all its keys.")
-@click.option("--check", is_flag=True, help="With --config: only say whether it is right.")
+@click.option("--check", is_flag=True, help="With --config: only say whether it is right, with files that it names.")
 @click.option("--state", metavar="DIR", help="Without a configuration: the node's folder.")
 @click.option(
     "--listen", multiple=True, metavar="HOST:PORT", help="Take connections of primaries here; port 0: any. Repeatable."
@@ -299,6 +299,9 @@ def main(
             if create:
                 config = msgspec.structs.replace(config, create=True)
         if check:
+            from pyrepl.service.serving import check_world
+
+            check_world(config)
             click.echo(f"{file}: is right")
             return
         Daemon(config, file).run()

@@ -17,7 +17,7 @@ from pyrepl.runtime.certificates import TlsFiles
 from pyrepl.runtime.transport import parse_address
 from pyrepl.service import logs
 from pyrepl.service.config import Config, ExportTable, NbdTable
-from pyrepl.service.control import Control, Limits
+from pyrepl.service.control import Control, Limits, group_id
 from pyrepl.service.metrics import Metrics
 from pyrepl.service.metrics_server import MetricsServer
 from pyrepl.service.watch import GOOD, Watch
@@ -238,6 +238,18 @@ def _level(event: dict[str, Any]) -> int:
 
 def _shows(export: Any) -> tuple[str, str, bool | None]:
     return export.group.name, export.store, export.read_only
+
+
+def check_world(config: Config) -> None:
+    """What a configuration names on this machine can be used: certificates, and the group of users that may ask.
+
+    Raises:
+        PyreplError: it cannot be.
+    """
+    group_id(config.control.group)
+    tls = _tls(config.nbd)
+    if tls is not None:
+        tls.server_context()
 
 
 def _tls(nbd: NbdTable) -> TlsFiles | None:

@@ -225,7 +225,7 @@ def group_verified(call: Call, request: requests.GroupVerified) -> dict[str, Any
     if judged is None:
         raise UsageError(
             f"group {group.name!r}: nothing is known of a comparison of what stands at LSN {request.lsn}: only the "
-            f"result of an operation with verify=True is compared, and known until the group is closed",
+            f"result of an operation that is made to be verified is compared, and known until the group is closed",
             lsn=request.lsn,
         )
     return judged.wait(request.timeout, call.progress)
