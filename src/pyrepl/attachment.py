@@ -79,6 +79,7 @@ class Attachment:
         if self._dialer is None:
             with self._link.guard:
                 status = self._link.status()
+            status["last_error_time"] = None
         else:
             status = self._dialer.status()
         if status["lag_events"]:
@@ -193,7 +194,7 @@ class Attachment:
 
         Raises:
             WaitTimeout: it goes on in the background; the text says where it stands.
-            Refused: the secondary refuses the link; the text says why.
+            Refused: the secondary refuses the link, for 8 s or when the time is over; the text says why.
             NotFound: the link was removed.
         """
         target = self._group.site.window.state().end_lsn
@@ -338,6 +339,8 @@ class Attachment:
         self, reached: Callable[[dict[str, Any]], bool], what: str, timeout: float | None, progress: Progress | None,
         why: Callable[[dict[str, Any]], str] = lambda status: "",
     ) -> dict[str, Any]:
+        from pyrepl.link import REFUSING
+
         check_timeout(timeout)
         begin = told = time.monotonic()
         refused_since: float | None = None
@@ -350,17 +353,18 @@ class Attachment:
                 told = now
             if reached(status):
                 return status
-            if status["state"] in ("refused", "diverged"):
+            over = timeout is not None and now - begin >= timeout
+            if status["state"] in REFUSING:  # also while it asks again
                 refused_since = refused_since or now
-            elif status["state"] != "connecting":  # it may be seen while it asks again, and is refused until it is not
+            else:
                 refused_since = None
-            if refused_since is not None and now - refused_since > _REFUSED:
+            if refused_since is not None and (over or now - refused_since > _REFUSED):
                 raise Refused(
                     f"link {self.name!r} to {self.address} is refused: {status['last_error']}",
                     reason="peer",
                     link=self.name,
                 )
-            if timeout is not None and now - begin >= timeout:
+            if over:
                 error = f"; last error: {status['last_error']}" if status["last_error"] else ""
                 raise WaitTimeout(
                     f"link {self.name!r} is not {what} after {timeout} s: it is {status['state']}, "

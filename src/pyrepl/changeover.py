@@ -358,7 +358,7 @@ def _standing(name: str, status: dict[str, Any]) -> str:
 
 
 def _because(status: dict[str, Any]) -> str:
-    return f" ({status['last_error']})" if status["last_error"] else ""
+    return f" ({status['last_error']})" if status["last_error"] and not status["connected"] else ""
 
 
 def _until(missing: Callable[[], str], timeout: float | None, check: Callable[[], None]) -> str:

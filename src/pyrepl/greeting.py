@@ -17,7 +17,7 @@ from pyrepl.items import Refusal, StoreInfo
 from pyrepl.ledger import Ledger
 from pyrepl.lineage import Lineage, is_valid
 from pyrepl.pairing import describe_limits, info_of, introduce, mismatch
-from pyrepl.parting import parting, words
+from pyrepl.parting import FORGOTTEN, parting, words
 from pyrepl.protocol import messages
 from pyrepl.protocol.messages import Hello, Pair, Paired, Welcome
 from pyrepl.protocol.session import Session
@@ -150,7 +150,8 @@ class Greeting:
         here = site.window.state().durable_lsn
         parted = parting(lineage, welcome.lsn, site.lineage, here)  # as the secondary sees it
         if parted is None:
-            self._refuse("the secondary's history has nothing in common with this group's", "lineage")
+            self._refuse(f"the secondary's history has nothing in common with this group's ({FORGOTTEN}): make the "
+                         f"secondary's group anew, remove the link and add it again", "lineage")
         fork = parted.fork
         if parted.ours and not (welcome.yields or ledger.overrules):
             site.roles.meet(welcome.node, parted.turned())

@@ -115,6 +115,11 @@ class Group:
         return self._site
 
     @property
+    def site_if_any(self) -> Site | None:
+        """The engine, of a group that has failed too; None: it could not be opened."""
+        return self._site
+
+    @property
     def role(self) -> str:
         """``primary`` or ``secondary``."""
         return self.site.role
@@ -1200,12 +1205,14 @@ class Group:
                 self.fault = Refused(f"group {self.name!r} is closed", reason="closed", group=self.name)
             if self._site is None:
                 return
-            self.succession.stop()
-            self.attachments.stop()
-            self.trials.close_all()
-            self._hooks.close()
             try:
-                self._driver.close()
+                try:
+                    self.succession.stop()
+                    self.attachments.stop()
+                    self.trials.close_all()
+                    self._hooks.close()
+                finally:  # the devices are given back in any case
+                    self._driver.close()
             except Exception as error:
                 raise typed(error, f"closing group {self.name!r}", group=self.name) from error
             finally:
@@ -1226,7 +1233,8 @@ class Group:
         """The driver says that the group is over."""
         if self._closed:
             return
-        what = f"group {self.name!r} has failed and takes nothing more until it is opened again"
+        what = (f"group {self.name!r} has failed and takes nothing more until it is opened again (`pyrepl group open "
+                f"{self.name}`, Node.open_group)")
         fault = typed(error if isinstance(error, Exception) else RuntimeError(repr(error)), what, group=self.name)
         if fault is error:
             fault = again(fault)
@@ -1258,6 +1266,11 @@ class Group:
         with self.border(f"preparing volume {name!r}"), self.admission:
             intake = self.site.intake
             return self._reserving(devices, lambda paths: intake.prepare_volume(name, size, paths.get(name, "")))
+
+    def take_back(self, name: str) -> None:
+        """A volume that was prepared at this fresh secondary is none any more; see :meth:`Volume.remove`."""
+        with self.border(f"taking volume {name!r} back"), self.admission:
+            self.site.intake.take_back_volume(name)
 
     def _reserving(self, devices: Mapping[str, str] | None, admit: Callable[[dict[str, str]], T]) -> T:
         """Takes given devices before the admission, and gives them back if it fails."""

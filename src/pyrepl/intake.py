@@ -237,6 +237,39 @@ class Intake:
         site.checkpoint()
         return store.id
 
+    def take_back_volume(self, name: str) -> None:
+        """A volume that was prepared is none any more, as long as this site is not paired; durable on return. Its
+        device is given back as it is; a file that this site made for it is removed.
+
+        A crash before the checkpoint leaves the volume as it was, for nothing on disk has changed by then; its file
+        goes when a checkpoint that does not name it is durable (rule of every deleted store).
+
+        Raises:
+            NotFound: there is no such volume.
+            Refused: the group is a primary, or paired: its volumes go by the stream.
+        """
+        self.site.exclusive(lambda: self._take_back_volume(name))
+
+    def _take_back_volume(self, name: str) -> None:
+        site = self.site
+        if site.role != SECONDARY or site.group_id is not None:
+            raise Refused(
+                f"group {site.name!r} is paired, and its volumes are its primary's: remove {name!r} there, and it goes "
+                f"here too. To give it another device here, delete the group here, make it anew, and add a link to it "
+                f"at the primary: everything is copied",
+                reason="role",
+            )
+        catalog = site.here.catalog
+        store = catalog.by_name(name)
+        slot = site.shelf.places[store.id].slot
+        site.window.drop_store(store.id)
+        site.shelf.perform([Deleted(store.id)], [], None, 0)
+        site.shelf.release(slot)  # no map ever showed it but its own
+        del catalog.stores[store.id]
+        site.end = site.here.copy()
+        site.expect_notes(len(catalog.stores))
+        site.checkpoint()
+
     def adopt(self, group_id: bytes, ids: dict[str, int], lineage: Lineage, lsn: int, primary: bytes,
               above: list[bytes], turns: int) -> None:
         """First pairing: this secondary takes over identity, store numbers, lineage and position; durable on return.
@@ -254,7 +287,9 @@ class Intake:
             raise Diverged(
                 f"group {site.name!r} is paired already, as {site.group_id.hex()}", group=site.group_id.hex()
             )
-        check(set(ids) == {store.name for store in site.here.catalog}, "pairing names other volumes than there are")
+        if set(ids) != {store.name for store in site.here.catalog}:
+            raise Refused("volumes came or went here while it was paired: it is tried again", reason="state",
+                          retryable=True)
         site.applier.finish()
         adopted = Catalog()
         for store in site.here.catalog:

@@ -2,15 +2,23 @@
 
 An event is named by (generation, LSN). A site that becomes able to append begins a generation; its lineage is the list
 of (generation, LSN after which it begins). Decides nothing about who leads; knows no journal. Values are frozen.
+
+    root   a lineage does not grow for ever: of more than KEPT generations the oldest are folded into one pair, a digest
+           of them all in place of a generation. Folding more later is the same as folding all of it at once. So a
+           lineage with a root is compared with one that still has those generations, or an older root: what the root
+           stands for is equal to the last pair, or it is not. Rule lineage_root: whatever was folded and when, two
+           lineages have the fork that they have unfolded; or none, where it lies in what one has folded
 """
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
 from pyrepl.errors import check
 
+KEPT = 512  # generations, the newest; messages and items have room for twice as many
 Pairs = list[tuple[bytes, int]]
 
 
@@ -53,6 +61,41 @@ class Lineage:
         """The lineage of a site that begins a generation after this LSN."""
         return Lineage((*self.pairs, (generation, lsn)))
 
+    def pruned(self, lsn: int, keep: int = KEPT) -> Lineage:
+        """The same with a root in place of the oldest, so that ``keep`` remain beside it; none is folded that begins
+        after this LSN."""
+        count = min(len(self.pairs) - keep, bisect_right(self._starts, lsn))
+        if count < 2:
+            return self
+        root = self.pairs[0][0]
+        for generation, start in self.pairs[1:count]:
+            root = _folded(root, generation, start)
+        return Lineage(((root, self.start_of_all), *self.pairs[count:]))
+
+    @property
+    def start_of_all(self) -> int:
+        """The LSN after which the first generation begins."""
+        return self.pairs[0][1]
+
+    def _count_folded(self, root: bytes) -> int:
+        """How many of the first generations this root stands for; 0: it is none of this lineage."""
+        own = self.pairs[0][0]
+        for count, (generation, start) in enumerate(self.pairs[1:], 2):
+            own = _folded(own, generation, start)
+            if own == root:
+                return count
+        return 0
+
+    def aligned(self, other: Lineage) -> tuple[int, int] | None:
+        """How many of the first pairs of the two stand for the same generations; None: nothing is known to."""
+        if self.pairs[0] == other.pairs[0]:
+            return 1, 1
+        if count := other._count_folded(self.pairs[0][0]):
+            return 1, count
+        if count := self._count_folded(other.pairs[0][0]):
+            return count, 1
+        return None
+
     @property
     def generations(self) -> set[bytes]:
         """All of them."""
@@ -69,7 +112,11 @@ class Lineage:
 
     def starts_with(self, other: Lineage) -> bool:
         """Whether ``other`` is an earlier part of this one."""
-        return self.pairs[: len(other.pairs)] == other.pairs
+        at = self.aligned(other)
+        if at is None:
+            return False
+        rest = other.pairs[at[1]:]
+        return self.pairs[at[0] : at[0] + len(rest)] == rest
 
     def encode(self) -> Pairs:
         """As a list of pairs, for messages, items and checkpoints."""
@@ -112,12 +159,19 @@ def is_valid(pairs: Iterable[tuple[bytes, int]]) -> bool:
 
 def common(a: Lineage, lsn_a: int, b: Lineage, lsn_b: int) -> int:
     """The fork: the last position that a site at ``lsn_a`` of lineage ``a`` and one at ``lsn_b`` of ``b`` have in
-    common; -1 if the two have no generation in common."""
-    k = 0
-    while k < min(len(a), len(b)) and a.pairs[k] == b.pairs[k]:
-        k += 1
-    if k == 0:
+    common; -1 if the two have no generation in common, or only such as one of them has folded."""
+    at = a.aligned(b)
+    if at is None:
         return -1
-    end_a = a.pairs[k][1] if k < len(a) else lsn_a
-    end_b = b.pairs[k][1] if k < len(b) else lsn_b
+    i, j = at
+    while i < len(a) and j < len(b) and a.pairs[i] == b.pairs[j]:
+        i, j = i + 1, j + 1
+    if (i, j) == at != (1, 1):
+        return -1  # where the root of one ends, and nobody can say in which generation what follows it was written
+    end_a = a.pairs[i][1] if i < len(a) else lsn_a
+    end_b = b.pairs[j][1] if j < len(b) else lsn_b
     return min(end_a, end_b, lsn_a, lsn_b)
+
+
+def _folded(root: bytes, generation: bytes, start: int) -> bytes:
+    return hashlib.sha256(root + generation + start.to_bytes(8, "little")).digest()[:16]

@@ -72,6 +72,7 @@ from pyrepl.resync import Step, Walk
 
 ASYNC, SYNC = "async", "sync"
 STATES = ("connecting", "streaming", "resyncing", "refused", "paused", "diverged", "down")
+REFUSING = ("refused", "diverged")  # the secondary, or this site, does not want the connection
 MOST_FRAMES = 4096  # frames sent and not acknowledged
 MOST_LOT = 1 << 20  # bytes of the log that go out by one call, if one batch does not have more
 MOST_COPIES = 16 << 20  # bytes of copied regions sent and not acknowledged: what an event waits for behind them
@@ -369,7 +370,8 @@ class Link:
             self._told = site.lineage, self._path
             self.ledger.pass_items()
         self.greeting = Greeting(site, self.name, self.mode, self.ledger, session, self._path)
-        self.state = "connecting"
+        if self.state not in REFUSING:  # that holds until the secondary says otherwise
+            self.state = "connecting"
         self.leads_there = False
         return self.greeting.hello()
 
@@ -380,7 +382,7 @@ class Link:
             self.session.close()
         self._reset()
         self.state = "paused" if self.paused else state
-        if error:
+        if error or self.paused:  # who pauses a link knows why it is not connected
             self.last_error = error
 
     def receive(self, received: Received) -> bytes:
@@ -750,7 +752,7 @@ class Link:
             self.site.roles.meet(self.peer, None)
         self.item, self._remake = greeting.item, greeting.remake
         self.applied_lsn, self.received_lsn = greeting.applied_lsn, greeting.received_lsn
-        self.last_error = greeting.lost or self.last_error
+        self.state, self.last_error = "connecting", greeting.lost  # what was wrong before is over
         self.consistent = self._will_be_consistent = greeting.consistent
         self._hear_of(greeting.refusals)
         self.ahead = self.base.copy()

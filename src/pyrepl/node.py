@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from pyrepl._core.device import FileDevice
-from pyrepl.border import typed
+from pyrepl.border import again, typed
 from pyrepl.catalog import VOLUME, check_name
 from pyrepl.errors import Exists, InUse, NotFound, PyreplError, Refused, UsageError, counted
 from pyrepl.folder import ExportEntry, GroupEntry, NodeConfig, load_or_make, take_lock
@@ -30,7 +30,7 @@ from pyrepl.nbd.exports import Export, Exports
 from pyrepl.opening import create_group, open_group
 from pyrepl.options import SiteOptions
 from pyrepl.results import Events
-from pyrepl.runtime.placement import path_of, wipe_journal
+from pyrepl.runtime.placement import left_of, path_of, wipe_journal
 
 if TYPE_CHECKING:
     from pyrepl.nbd.server import Server
@@ -59,6 +59,7 @@ class Node:
         self._lock_file = lock
         self._config = config
         self._lock = threading.RLock()  # of groups, listeners and config
+        self._changing = threading.Lock()  # held as long as a group is opened again or deleted; taken before _lock
         self._groups: dict[str, Group] = {}
         self._listeners: list[tuple[Listener, tuple[str, int]]] = []
         self._exports = Exports()
@@ -340,43 +341,94 @@ class Node:
         self.emit({"event": "group-imported", "group": body.name, "role": group.role})
         return group
 
-    def delete_group(self, name: str, *, force: bool = False) -> None:
-        """The group is no more at this node: its journal is made unreadable, the files that the node made for it are
-        removed. Devices that were given keep what is on them. Other sites are not told.
+    def open_group(self, name: str) -> Group:
+        """A group that has failed is closed, and opened again from its journal, as a start of the node would: all that
+        was acknowledged is there, exports are served again (clients that are attached lose their connection), links
+        connect, and a primary with links asks their secondaries first.
 
-        Args:
-            force: it has stores, or exports with clients: what only they hold is lost.
+        Handles of the group and its stores from before raise: take new ones. Its trials are gone.
+
+        Returns:
+            the group.
 
         Raises:
             NotFound: there is no such group.
-            Refused: it has stores, and ``force`` is not given.
+            Refused: it has not failed (``reason="state"``).
+            PyreplError: why it cannot be opened. It stays failed, with that as its fault, and this can be tried again.
+        """
+        with self._changing:
+            group = self.group(name)
+            if group.fault is None:
+                raise Refused(
+                    f"group {name!r} works: only one that has failed is opened again", reason="state", group=name
+                )
+            entry = next(entry for entry in self._config.groups if entry.name == name)
+            group.fault = Refused(
+                f"group {name!r} is opened again: take its handle anew, Node.group({name!r})", reason="closed",
+                retryable=True, group=name,
+            )
+            self._let_go(group)
+            fresh = open_group(
+                name,
+                entry.journal,
+                node_id=self.node_id,
+                folder=self._folder_of(name),
+                emit=self.emit,
+                ask=entry.resume == "ask",
+                hooks=self._hooks(name),
+            )
+            with self._lock:
+                self._enter(fresh)
+                for export in self.exports:
+                    if export.group is group:
+                        self._exports.renew(export, fresh)
+        if fresh.fault is not None:
+            raise again(fresh.fault)
+        fresh.connect()
+        fresh.attachments.await_answers(time.monotonic() + ASKED)
+        fresh.check()  # it may have failed again by now
+        self.emit({"event": "group-opened", "group": name, "role": fresh.role})
+        return fresh
+
+    def delete_group(self, name: str, *, force: bool = False) -> list[str]:
+        """The group is no more at this node: its journal is made unreadable, the files that the node made for it are
+        removed. Devices that were given keep what is on them. Other sites are not told.
+
+        One that has failed is only forgotten: its journal and files stay as they are, for :meth:`import_group` or for
+        whoever removes them.
+
+        Args:
+            force: it has stores, or exports with clients: what only they hold is lost. Or it has failed.
+
+        Returns:
+            paths of what of a group that has failed is left.
+
+        Raises:
+            NotFound: there is no such group.
+            Refused: it has stores or has failed, and ``force`` is not given.
             InUse: exports of it are attached, and ``force`` is not given.
         """
-        group = self.group(name)
-        with self._lock:
-            stores = [] if group.fault is not None else [*group.volumes, *group.snapshots]
-            if (stores or group.fault is not None) and not force:
-                what = f"it has {counted(len(stores), 'store')}" if group.fault is None else "it cannot be looked into"
-                raise Refused(
-                    f"group {name!r} would be lost: {what}: remove them first, or delete it with force", reason="force"
-                )
+        with self._changing:
+            group = self.group(name)
+            failed = group.fault is not None
+            self._judge_deletion(group, force)
             for export in self.exports:
                 if export.group is group:
                     self.stop_export(export.name, force=force)
             entry = next(entry for entry in self._config.groups if entry.name == name)
-            for listener, _ in self._listeners:
-                if group.fault is None:
-                    listener.drop(group.site)
-            with suppress(PyreplError):  # it is to go, whatever state it is in
-                group.close()
-            self._keep(groups=tuple(other for other in self._config.groups if other is not entry))
-            del self._groups[name]
+            self._let_go(group)
+            with self._lock:
+                self._keep(groups=tuple(other for other in self._config.groups if other is not entry))
+                del self._groups[name]
+            left = left_of(entry.journal, self._folder_of(name)) if failed else []
             try:
-                wipe_journal(entry.journal, made=entry.made)
-                shutil.rmtree(self._folder_of(name).parent, ignore_errors=True)
+                if not failed:
+                    wipe_journal(entry.journal, made=entry.made)
+                    shutil.rmtree(self._folder_of(name).parent, ignore_errors=True)
             except OSError as error:
                 raise typed(error, f"clearing {entry.journal} of group {name!r}, which is deleted") from error
         self.emit({"event": "group-deleted", "group": name})
+        return left
 
     def listen(self, host: str, port: int = 0) -> tuple[str, int]:
         """Takes connections from primaries of this node's groups; the address, with the port that was chosen for 0.
@@ -531,7 +583,7 @@ class Node:
         Raises:
             PyreplError: the first failure of a group; all the others are closed nevertheless.
         """
-        with self._lock:
+        with self._changing, self._lock:
             if self._closed:
                 return
             self._closed = True
@@ -582,6 +634,36 @@ class Node:
     def _forget(self, stream: Events) -> None:
         with self._audience, suppress(ValueError):
             self._subscribers.remove(stream)
+
+    def _judge_deletion(self, group: Group, force: bool) -> None:
+        """Raises Refused if it would take something away that nobody has said is to go."""
+        if force:
+            return
+        name = group.name
+        if group.fault is not None:
+            raise Refused(
+                f"group {name!r} has failed ({group.fault}), so nobody can see what it holds: open it again "
+                f"(`pyrepl group open {name}`) when the cause is gone; deleted with force it is forgotten, and its "
+                f"journal and files stay where they are",
+                reason="force",
+            )
+        stores = len(group.volumes) + len(group.snapshots)
+        if stores:
+            raise Refused(
+                f"group {name!r} would be lost: it has {counted(stores, 'store')}: remove them first, or delete it "
+                f"with force", reason="force"
+            )
+
+    def _let_go(self, group: Group) -> None:
+        """Ends what feeds it, and closes it, whatever state it is in."""
+        site = group.site_if_any
+        if site is not None:
+            with self._lock:
+                listeners = [listener for listener, _ in self._listeners]
+            for listener in listeners:
+                listener.drop(site)
+        with suppress(PyreplError):
+            group.close()
 
     def _enter(self, group: Group) -> None:
         group.feeds = self._feeds_of

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from pyrepl.border import typed
+from pyrepl.errors import Exists
 from pyrepl.group import Group
 from pyrepl.journal import Journal
 from pyrepl.options import SiteOptions
 from pyrepl.runtime.contents import check_blank
 from pyrepl.runtime.hooks import Hook
-from pyrepl.runtime.placement import PATIENCE, FilePlacement, check_free, make_journal, open_patiently
+from pyrepl.runtime.placement import PATIENCE, FilePlacement, check_free, left_of, make_journal, open_patiently
 from pyrepl.site import Site
 
 Emit = Callable[[dict[str, Any]], None]
@@ -42,6 +43,13 @@ def create_group(
     """Formats a journal; see :meth:`Node.create_group`."""
     made = False
     try:
+        left = left_of("", folder)
+        if left:
+            raise Exists(
+                f"{folder} holds files of a group {name!r} that this node has forgotten, as {left[0]}: import its "
+                f"journal (`pyrepl group import`), move them away, or choose another name",
+                name=name,
+            )
         if journal_size is not None:
             make_journal(journal, journal_size)
             made = True

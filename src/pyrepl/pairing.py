@@ -20,12 +20,12 @@ def mismatch(catalog: Catalog, stores: list[StoreInfo]) -> str:
         if name not in ours:
             return (
                 f"the secondary has a volume {name!r} that this group does not have: add it here with "
-                f"{theirs[name].size} bytes, or make the secondary's group anew without it"
+                f"{theirs[name].size} bytes, or remove it there (`pyrepl volume remove`)"
             )
         if ours[name].size != theirs[name].size:
             return (
                 f"volume {name!r} is {ours[name].size} bytes long here and {theirs[name].size} at the secondary: "
-                f"resize it here, or make the secondary's group anew with a volume of the same size"
+                f"resize it here, or remove it there (`pyrepl volume remove`) and add it with the size that it has here"
             )
     return ""
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pyrepl.lineage import Lineage, common
+from pyrepl.lineage import KEPT, Lineage, common
+
+FORGOTTEN = f"or nothing since the last {KEPT} times that a site began to lead, and older ones are forgotten"
 
 
 class Parting(NamedTuple):
@@ -128,7 +130,13 @@ def words_of_two(parted: Parting, group: str) -> str:
             f"{both}, which took over at event {parted.fork}. Here {unsent} if it is demoted here (`pyrepl demote "
             f"{group} --force`), and that one leads it back"
         )
+    if parted.there > parted.fork:
+        return (
+            f"{both}; here it took over at event {parted.fork}. What the one that asks has after that, up to "
+            f"{parted.there}, was never sent: it is lost, and what it made is kept as lost-..., if that one is demoted "
+            f"(`pyrepl demote {group} --force` there), and this one leads it back"
+        )
     return (
-        f"{both}. Neither has written since event {parted.fork}: demote it at one of them (`pyrepl demote {group} "
-        f"--force`), and let the other have a link to it"
+        f"{both}. When they met, neither had written since event {parted.fork}: demote it at one of them (`pyrepl "
+        f"demote {group} --force`), and let the other have a link to it"
     )

@@ -296,6 +296,8 @@ class Protective:
 def _with_heard_of(kept: Lineage, left: Lineage, lsn: int) -> Lineage:
     """The lineage that was kept, and as empty ones the generations that this site had heard of since: whoever leads
     here now knows of them, and that what was written in them is lost (model, "Lineage")."""
-    heard = [generation for generation, _ in left if generation not in kept.generations]
-    return Lineage((*kept.pairs, *((generation, lsn) for generation in heard)))
+    at = left.aligned(kept)
+    since = left.pairs[at[0] if at is not None else 0 :]
+    heard = [generation for generation, _ in since if generation not in kept.generations]
+    return Lineage((*kept.pairs, *((generation, lsn) for generation in heard))).pruned(lsn)
 

@@ -9,7 +9,7 @@
     F     a note of type map, at or after note_position  put into the maps, before anything is redone
     G     a note "performed", likewise                   performed again by the same code; applied jumps behind it
     H     a note "released", likewise                    the device leaves the table again
-    I     a note "generation"                            the lineage grows, whatever its position
+    I     a note "generation"                            the lineage grows, unless the checkpoint has it
     L     a note "given", likewise                       the device of a store that is still to be created
     M     a note "opened", likewise                      the view is there, for the notes of maps that follow
     N     a note "closed", likewise                      it is gone; those that are left are closed once all is read
@@ -76,7 +76,10 @@ def recover(site: Site, checkpoint: Checkpoint) -> Scan:
         local = batch.local(record)
         if local.kind == layout.RECORD_NOTE:
             if local.note == notes.GENERATION:
-                end.begin(notes.decode_generation(_note_body(record, local)).generation)
+                begun = notes.decode_generation(_note_body(record, local))
+                # What the checkpoint's lineage has by now may have been folded there.
+                if position >= checkpoint.note_position or begun.lsn > body.lsn:
+                    end.begin(begun.generation)
             elif local.note == notes.GIVEN:
                 given.update(notes.decode_given(_note_body(record, local)).paths)
             elif local.note == notes.REFUSED:

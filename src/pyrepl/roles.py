@@ -23,7 +23,7 @@ from pyrepl.catalog import MOST_VIEWS, VOLUME, Store
 from pyrepl.errors import Refused, check
 from pyrepl.history import History, Overtaken
 from pyrepl.lineage import Lineage, common
-from pyrepl.parting import Parting, parting, words
+from pyrepl.parting import FORGOTTEN, Parting, parting, words
 
 if TYPE_CHECKING:
     from pyrepl.items import LinkInfo
@@ -47,6 +47,8 @@ class Roles:
         self.asking = False  # a primary that was started: not active before its peers have answered
         self.overruling = b""  # node of a primary that has told this one to lose: it is to step down
         self.refused = ""  # why the last primary that knocked was sent away
+        self.refused_at: float | None = None  # when, seconds since 1970
+        self._refused_node = b""
         self.parted: dict[bytes, Parting] = {}  # nodes met since the start, with which there is a split brain
         self.asked: Callable[[], None] = lambda: None  # called when a primary has asked this site to lead
         self.feeding: Callable[[], str] = lambda: ""  # the link by which somebody feeds this site now
@@ -206,7 +208,7 @@ class Roles:
         check(state.durable_position == state.end_position, "what is applied is durable")
         here, generation, group = site.here, site.entropy(16), site.group_id
         assert group is not None
-        here.lineage = here.lineage.begin(generation, here.lsn)
+        here.lineage = here.lineage.begin(generation, here.lsn).pruned(here.lsn)
         here.handed_over, here.tails, here.yields, here.waived = False, {}, False, False
         self._forget_successor()
         here.succession = None
@@ -241,7 +243,8 @@ class Roles:
         site, mine = self.site, self.site.end
         parted = parting(mine.lineage, mine.lsn, lineage, lsn)
         if parted is None:
-            raise Refused("the primary's history has nothing in common with what this site holds", reason="lineage")
+            raise Refused(f"the primary's history has nothing in common with what this site holds ({FORGOTTEN}): make "
+                          f"the group anew here, and it is copied", reason="lineage")
         if parted.ours and not (mine.yields or overrules):
             self.meet(node, parted)
             raise Refused(words(parted, site.name, me="this secondary", other="the primary"), reason="lineage")
@@ -259,13 +262,19 @@ class Roles:
         if not lineage.starts_with(mine.lineage):
             raise Refused("the group was paired with another primary, whose history this one does not know",
                           reason="identity")
-        if len(lineage) == len(mine.lineage):
+        if lineage.generation == mine.lineage.generation:
             raise Refused("the group was paired with another primary, and this one has not taken over from it",
                           reason="identity")
+
+    def sent_away(self, why: str, node: bytes, at: float | None) -> None:
+        """A primary that knocked was refused; told until one is followed, or the two have met otherwise."""
+        self.refused, self._refused_node, self.refused_at = why, node, at
 
     def meet(self, node: bytes, parted: Parting | None) -> None:
         """What was found when this node was met: a split brain with it is told until it is met without one."""
         self.parted.pop(node, None)
+        if parted is None and node == self._refused_node:  # the two agree by now
+            self.sent_away("", b"", None)
         if parted is not None and parted.is_split_brain:
             self.parted[node] = parted
             if len(self.parted) > MOST_PARTED:  # a peer names itself
@@ -354,7 +363,7 @@ class Roles:
         site, above = self.site, path[:MOST_ABOVE]
         if (site.fed_by, site.above, site.turns_there) != (node, above, turns):
             site.exclusive(lambda: self._follow(node, above, turns))
-        self.refused = ""
+        self.sent_away("", b"", None)
         self.meet(node, None)
 
     def _follow(self, node: bytes, above: list[bytes], turns: int) -> None:

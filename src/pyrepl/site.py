@@ -35,7 +35,7 @@ from pyrepl.errors import Exists, Refused, UsageError, check
 from pyrepl.gallery import Gallery
 from pyrepl.intake import Intake
 from pyrepl.items import StoreInfo
-from pyrepl.journal import Body, Journal, pack_maps
+from pyrepl.journal import Body, Checkpoint, Journal, pack_maps
 from pyrepl.lineage import Lineage
 from pyrepl.operations import Copied, CopiedImage, Created, Deleted, Effect, Operation, Resized, Reworked
 from pyrepl.options import MIB, SiteOptions
@@ -227,20 +227,31 @@ class Site:
         site.intake.items_until = body.items_until
         site.delay.seconds = body.delay
         site.checkpoints = checkpoint.sequence
-        scan = recover(site, checkpoint)
-        site._checkpoint_position = checkpoint.applied_position
+        try:
+            site._recover(checkpoint, ask)
+        except BaseException:
+            site.shelf.close()  # at once, not when its memory is collected: it may be opened again soon
+            raise
+        return site
+
+    def _recover(self, checkpoint: Checkpoint, ask: bool) -> None:
+        body = checkpoint.body
+        scan = recover(self, checkpoint)
+        if self.role == PRIMARY:  # before any connection tells it; a secondary's is what its primary told
+            self.end.lineage = self.end.lineage.pruned(self.here.lsn)
+            self.here.lineage = self.end.lineage.reached(self.here.lsn)
+        self._checkpoint_position = checkpoint.applied_position
         if body.links or body.remembered:
             from pyrepl.link import Link  # which knows Site
 
-            site.links = {name: Link.restore(site, blob) for name, blob in body.links.items()}
-            site.remembered = {node: Link.restore(site, blob) for node, blob in body.remembered.items()}
-        site.roles.asking = site.roles.held = ask and site.role == PRIMARY and bool(site.links)
-        tail = min([checkpoint.scan_position, *(link.position for link in site.followers)])
-        site._open_window(scan.end_position, tail, scan.chain)
-        if site.accepts:
-            site.activate()
-        site.views.close_all()
-        return site
+            self.links = {name: Link.restore(self, blob) for name, blob in body.links.items()}
+            self.remembered = {node: Link.restore(self, blob) for node, blob in body.remembered.items()}
+        self.roles.asking = self.roles.held = ask and self.role == PRIMARY and bool(self.links)
+        tail = min([checkpoint.scan_position, *(link.position for link in self.followers)])
+        self._open_window(scan.end_position, tail, scan.chain)
+        if self.accepts:
+            self.activate()
+        self.views.close_all()
 
     def begin_window(self, applied_position: int, redo: list[tuple[bytes, list[int]]], *, parked: bool) -> None:
         """Recovery hands over what is to be redone: records, each with the stores whose readers wait for it.

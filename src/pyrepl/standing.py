@@ -37,6 +37,7 @@ def standing(site: Site) -> dict[str, Any]:
         "fed_by": site.fed_by.hex() if site.fed_by else None,
         "above": [node.hex() for node in site.above if any(node)],
         "last_refusal": site.roles.refused,
+        "last_refusal_time": site.roles.refused_at,
         "split_brain": site.roles.split_brain(),
         "generation": site.end.lineage.generation.hex(),
         "lsn": {

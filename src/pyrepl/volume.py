@@ -19,7 +19,7 @@ from pyrepl.early import EarlyOperation, begin_restore, begin_snapshot, check_ea
 from pyrepl.errors import NotFound, PyreplError, Refused, UsageError
 from pyrepl.image import Image, copy_from
 from pyrepl.results import OperationResult, Progress, Ticket
-from pyrepl.roles import PRIMARY
+from pyrepl.roles import PRIMARY, SECONDARY
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -530,12 +530,22 @@ class Volume(Store):
             timeout=timeout,
         )
 
-    def remove(self, *, force: bool = False, wait: bool = True, timeout: float | None = None) -> OperationResult:
+    def remove(self, *, force: bool = False, wait: bool = True, timeout: float | None = None) -> OperationResult | None:
         """The volume leaves the group, at every site; what it holds is lost to the group.
 
+        On a secondary that is not paired yet this takes back a volume that was prepared: one of the wrong size, or on
+        the wrong device. A device keeps what is on it; a file that the node made is removed.
+
+        Returns:
+            the operation; None: a volume that was prepared has been taken back.
+
         Raises:
-            Refused: it has snapshots and ``force`` is not given (they keep their content).
+            Refused: it has snapshots and ``force`` is not given (they keep their content); a secondary that is paired,
+                whose volumes go by its primary (``reason="role"``).
         """
+        if self._group.role == SECONDARY:
+            self._group.take_back(self.name)
+            return None
         return self._group.operate(
             lambda catalog: operations.remove_volume(catalog, self._named(catalog), force=force),
             wait=wait,

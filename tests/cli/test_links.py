@@ -90,3 +90,19 @@ def test_a_delayed_secondary(berlin, paris, pair):
 
 def test_no_such_link(berlin, group):
     assert "no link" in berlin.fails(3, "link", "set", f"{group}/rome", "--bandwidth", "1M")
+
+
+def test_a_wrong_volume_of_a_fresh_secondary_is_taken_back(berlin, paris, group):
+    disk = f"{paris.folder}/{group}.disk"
+    with open(disk, "wb") as made:
+        made.truncate(2 * MIB)
+    paris.ok("group", "create", group, "--journal", f"{paris.folder}/{group}.journal", "--journal-size", "16M", "--role", "secondary")
+    paris.ok("volume", "add", f"{group}/data", "--device", disk)
+    berlin.ok("link", "add", f"{group}/paris", paris.address)
+    assert "pyrepl volume remove" in berlin.fails(5, "wait", group, "synced", "--timeout", "60")
+    assert paris.ok("volume", "remove", f"{group}/data") == f"volume {group}/data: taken back\n"
+    paris.fails(3, "volume", "remove", f"{group}/data")
+    paris.ok("volume", "add", f"{group}/data", "--size", "4M")
+    berlin.ok("wait", group, "synced", "--timeout", "60")
+    why = paris.fails(5, "volume", "remove", f"{group}/data")
+    assert "its primary's" in why and "delete the group here" in why

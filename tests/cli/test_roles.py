@@ -271,3 +271,5 @@ def test_a_snapshot_that_was_given_up(berlin, paris, pair):
     berlin.ok("link", "resume", f"{pair}/paris")
     berlin.ok("wait", pair, "synced", "--timeout", "60")
     assert not paris.json(output.GroupShow, "group", "show", pair).group.waived
+    told = paris.fails(errors.UsageError.exit_status, "group", "unprotect", pair)
+    assert "is consistent, so it keeps no protective snapshot now" in told and "is lost" not in told

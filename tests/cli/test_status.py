@@ -13,7 +13,7 @@ import time
 import pytest
 
 from pyrepl.cli import headline, monitoring, output, sizes, tables
-from pyrepl.cli.status import _changes
+from pyrepl.cli.status import _changes, _gone
 from tests.cli.conftest import COMMAND, PATH, environment
 
 LINK = {
@@ -45,11 +45,21 @@ def first(group=(), **link):
     ({"state": "paused", "last_error": "the peer ended the connection"},
      "db  primary  → paris  paused, consistent, up to date (journal 3 % full)"),
     ({"state": "refused", "last_error": "sizes differ"},
-     "db  primary  → paris  refused (sizes differ), consistent, up to date (journal 3 % full)"),
+     "db  primary  → paris  refused (sizes differ), consistent, had everything when it was heard of last (journal 3 % full)"),
     ({"degraded": True, "mode": "sync"}, "db  primary  → paris  consistent, not in sync: writes do not wait for it, up to date (journal 3 % full)"),
 ])
 def test_the_first_line(link, line):
     assert first(**link) == line
+
+
+def test_how_long_ago_the_last_error_was():
+    assert "refused (sizes differ, 1 h 1 min ago), consistent" in first(state="refused", last_error="sizes differ",
+                                                                        last_error_time=time.time() - 3690)
+    assert "inconsistent (journal" in first(state="refused", consistent=False), "nothing is up to date that was never there"
+    said = headline.detail({**GROUP, "group_id": "g", "lsn": {"end": 7, "durable": 7, "applied": 7}, "stores": [], "links": [],
+                            "journal": {"used": 3, "size": 100, "engine": "e", "checkpoints": 1}, "window": {"used": 1, "size": 2},
+                            "last_refusal": "no", "last_refusal_time": time.time() - 61})
+    assert "  refused    no, 1 min 1 s ago" in said
 
 
 def test_other_first_lines():
@@ -58,7 +68,10 @@ def test_other_first_lines():
     assert "inconsistent, at LSN 7" in first({"role": "secondary", "links": [], "consistent": False})
     assert "waiting for its primary" in first({"role": "secondary", "links": [], "group_id": None})
     failed = {"group": "db", "role": None, "state": "failed", "error": "the disk is gone", "links": []}
-    assert headline.lines(failed) == ["db  unknown  failed: the disk is gone"]
+    way = "when the cause is gone, `pyrepl group open db` opens it again"
+    assert headline.lines(failed) == [f"db  unknown  failed: the disk is gone; {way}"]
+    assert headline.lines({**failed, "error": "it is over (`pyrepl group open db`)"}) == ["db  unknown  failed: it is over (`pyrepl group open db`)"]
+    assert "closed: it was closed" in headline.lines({**failed, "state": "closed", "error": None})[0]
     two = headline.lines({**GROUP, "links": [LINK, {**LINK, "name": "rome"}]})
     assert two[1] == "             → rome  consistent, up to date (journal 3 % full)"
 
@@ -218,7 +231,8 @@ def test_tables(capsys, monkeypatch):
     ({}, {"state": "refused"}, 2, "CRITICAL: db → paris refused"),
     ({}, {"state": "resyncing", "consistent": False}, 1, "WARNING: db → paris resyncing, db → paris inconsistent"),
     ({}, {"degraded": True, "mode": "sync"}, 1, "WARNING: db → paris not in sync"),
-    ({"state": "failed", "error": "the disk is gone"}, {}, 2, "CRITICAL: db failed: the disk is gone"),
+    ({"state": "failed", "error": "the disk is gone"}, {}, 2,
+     "CRITICAL: db failed: the disk is gone; when the cause is gone, `pyrepl group open db` opens it again"),
     ({"role": "secondary", "consistent": False, "links": []}, {}, 1, "WARNING: db inconsistent"),
     ({"role": "secondary", "primary_connected": False, "links": []}, {}, 1, "WARNING: db is a secondary, and no primary is connected"),
     ({"role": "secondary", "primary_connected": True, "links": []}, {}, 0, "OK: 1 group, 0 links"),
@@ -279,9 +293,21 @@ def test_watch_without_a_terminal_writes_a_line_for_each_change(berlin, pair):
     berlin.ok("link", "remove", f"{pair}/paris")
     lines = [watching.stdout.readline(), watching.stdout.readline()]
     assert any("no links" in line for line in lines) and any(f"{pair}  → paris  gone" in line for line in lines)
+    berlin.ok("link", "add", f"{pair}/rome", "127.0.0.1:1")
+    while "down" not in (line := watching.stdout.readline()):
+        assert line and "gone" not in line, "the group has another line than before, and is there"
     watching.send_signal(2)
     assert watching.wait(60) == 130
     watching.communicate()
+
+
+def test_what_is_gone():
+    group, one, two = ("db", ""), ("db", "paris"), ("db", "rome")
+    assert _gone({group}, {one, two}, [GROUP]) == [], "a link was added to a group that had none"
+    assert _gone({one, two}, {two}, [GROUP]) == ["db  → paris"]
+    assert _gone({one}, {group}, [GROUP]) == ["db  → paris"]
+    assert _gone({one}, {group}, [{**GROUP, "state": "failed"}]) == [], "it is not shown"
+    assert _gone({one, two, ("web", "")}, {("web", "")}, [{**GROUP, "group": "web"}]) == ["db"]
 
 
 def test_figures_are_no_change():

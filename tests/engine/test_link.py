@@ -6,6 +6,7 @@ import pytest
 from pyrepl import items, operations
 from pyrepl._core import batch, layout, stream
 from pyrepl.errors import InternalError, PeerError, ProtocolError, Refused, UsageError
+from pyrepl.lineage import KEPT
 from pyrepl.link import Link
 from pyrepl.options import LinkOptions
 from pyrepl.protocol.messages import Ack, Close, Heartbeat, Hello, Paired, Refuse, Welcome
@@ -419,6 +420,12 @@ def test_stores_that_do_not_match(pair, what):
     one.hear()
     assert one.session is None and one.b.group_id is None and one.link.peer is None
     assert any(word in one.errors[-1] for word in ("bytes long", "no volume", "does not have"))
+    # It is taken back there, added as it should be, and the link goes on.
+    for name in theirs:
+        one.b.intake.take_back_volume(name)
+    one.b.intake.prepare_volume("data", 4 * REGION)
+    one.heal()
+    assert one.b.group_id == one.a.group_id and one.link.status()["consistent"]
 
 
 def welcomed(one, **changes):
@@ -701,3 +708,51 @@ def test_two_sites_of_the_same_node(pair):
     with pytest.raises(Refused, match="very node"):
         Replica(site, far, entropy_of(1)).judge(hello)
     site.abandon()
+
+
+def start_again(one, times):
+    """The primary ends in good order, or is killed, and is started, so many times; now and then something is written."""
+    one.cut()
+    for number in range(times):
+        if number % 7 == 0:
+            one.random_write()
+            one.flush()
+        if number % 5:
+            one.a.abandon()
+        else:
+            one.a.close()
+        one.reopen(0)
+
+
+def test_more_starts_than_a_lineage_keeps(pair):
+    """A secondary that is there now and then follows as ever, and nothing is copied; a lineage does not grow for ever."""
+    one = pair(71, regions=2)
+    one.heal()
+    first = one.a.end.lineage
+    for _ in range(3):
+        start_again(one, 200)
+        copied = one.link.bytes_sent["copied"]
+        one.heal()
+        assert one.link.bytes_sent["copied"] == copied, "it was only away"
+        assert len(one.a.end.lineage) <= KEPT + 2 and len(one.b.end.lineage) <= KEPT + 2
+        one.crash(1)
+    assert len(one.a.end.lineage) > KEPT and one.a.end.lineage.aligned(first) is None
+    one.a.checkpoint()
+    before = one.a.end.lineage
+    one.crash(0)
+    assert one.a.end.lineage.starts_with(before), "a recovery finds the lineage that it was"
+
+
+def test_a_secondary_that_was_away_for_too_many_starts(pair):
+    """It is told so, nothing of it changes, and one that is made anew is copied."""
+    one = pair(72, regions=2)
+    one.heal()
+    start_again(one, KEPT + 40)
+    held = one.b.end.lsn
+    for _ in range(3):
+        one.connect()
+        one.deliver()
+        one.hear()
+        assert "nothing in common" in one.errors[-1] and "make the group anew" in one.errors[-1]
+        one.cut()
+    assert one.b.end.lsn == held and one.b.here.consistent

@@ -92,6 +92,25 @@ def import_(node: RemoteNode, journal: str, resume: Literal["ask", "alone"], for
     _show(node.import_group(path, resume=resume, force=force).status(), as_json=as_json)
 
 
+@group.command("open")
+@click.argument("group", type=GROUP)
+@json_option
+@asks_daemon
+def open_(node: RemoteNode, group: str, as_json: bool) -> None:
+    """A group that has failed is opened again from its journal, when the cause is gone: a disk that was full or away is
+    back. No other group is touched.
+
+    All that was acknowledged is there. Exports are served again; NBD clients that are attached lose their connection.
+    Links connect again, and a primary with links asks their secondaries first whether another site leads. If it cannot
+    be opened, it stays failed, and this says why.
+
+    \b
+    Example:
+      pyrepl group open db
+    """
+    _show(node.open_group(group).status(), as_json=as_json)
+
+
 @group.command()
 @click.argument("group", type=GROUP)
 @force_option
@@ -99,17 +118,26 @@ def import_(node: RemoteNode, journal: str, resume: Literal["ask", "alone"], for
 def delete(node: RemoteNode, group: str, force: bool) -> None:
     """The group is no more at this node: its journal is made unreadable, files that the node made for it are removed.
 
-    Devices that were given keep what is on them. Other sites are not told, and keep their copies.
+    Devices that were given keep what is on them. Other sites are not told, and keep their copies. A group that has
+    failed is only forgotten: journal and files stay as they are, those that are found are named, and `pyrepl group
+    import` takes the group back.
 
     \b
     Example:
       pyrepl group delete test --force
     """
-    stores = len(node.group(group).status().get("stores") or ())
-    destroys(f"group {group} with {sizes.counted(stores, 'store')} and its journal are lost at this node", force=force,
-             clients=clients_of(node, group))
-    node.delete_group(group, force=force)
-    click.echo(f"group {group}: deleted")
+    status, clients = node.group(group).status(), clients_of(node, group)
+    if status["state"] == "active":
+        stores = sizes.counted(len(status.get("stores") or ()), "store")
+        destroys(f"group {group} with {stores} and its journal are lost at this node", force=force, clients=clients)
+    else:
+        destroys(f"group {group} has failed, so nobody can see what it holds: this node forgets it, and leaves its "
+                 f"journal and files where they are", force=force, unless=f"pyrepl group open {group}",
+                 clients=clients)
+    left = node.delete_group(group, force=force)
+    click.echo(f"group {group}: {'deleted' if status['state'] == 'active' else 'forgotten'}")
+    for path in left:
+        click.echo(f"left as it is: {path}")
 
 
 @group.command()
@@ -130,11 +158,13 @@ def unprotect(node: RemoteNode, group: str, force: bool, as_json: bool) -> None:
     """
     found = node.group(group)
     status = found.status()
-    if status.get("role") == "secondary":  # a primary is refused by the engine
-        kept = status.get("protective")
-        state = f", of LSN {kept['lsn']}," if kept else ""
-        destroys(f"the protective snapshot of group {group}{state} is lost: it cannot take over here before it is "
-                 f"consistent again", force=force)
+    kept = status.get("protective")
+    if status.get("role") == "secondary" and kept and not status["consistent"]:  # a primary is refused by the engine
+        destroys(f"the protective snapshot of group {group}, of LSN {kept['lsn']}, is lost: it cannot take over here "
+                 f"before it is consistent again", force=force)
+    elif status.get("role") == "secondary" and status["consistent"]:
+        destroys(f"group {group} is consistent, so it keeps no protective snapshot now: none will be kept when it is "
+                 f"resynchronized next, and it could not take over until that is done", force=force)
     found.unprotect()
     _show(found.status(), as_json=as_json)
 

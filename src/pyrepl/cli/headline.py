@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,7 @@ def lines(status: dict[str, Any], paint: Paint = plain, *, width: int = 0) -> li
     """
     name, role = f"{status['group']:<{width}}", status.get("role") or "unknown"
     if status["state"] != "active":
-        return [f"{name}  {role}  {paint(status['state'], 'bad')}: {status['error'] or 'it was closed'}"]
+        return [f"{name}  {role}  {paint(status['state'], 'bad')}: {ended(status)}"]
     journal = f"journal {share(status['journal']['used'], status['journal']['size'])} full"
     standing = _standing(status, paint)
     parted = status.get("split_brain") or ()
@@ -75,6 +76,15 @@ def lines(status: dict[str, Any], paint: Paint = plain, *, width: int = 0) -> li
     told[0] += standing
     blank = " " * len(f"{name}  {role}")
     return [f"{blank if number else f'{name}  {role}'}  {line}" for number, line in enumerate(told)]
+
+
+def ended(status: dict[str, Any]) -> str:
+    """Why a group does not work, and what ends that."""
+    if status["state"] != "failed":
+        return "it was closed, or is being opened again"
+    again = f"`pyrepl group open {status['group']}`"
+    error = status["error"] or ""
+    return error if again in error else f"{error}; when the cause is gone, {again} opens it again"
 
 
 def split_brain(status: dict[str, Any], one: dict[str, Any]) -> str:
@@ -134,7 +144,7 @@ def _link(link: dict[str, Any], journal: str, paint: Paint) -> str:
     words = []
     state, error = link["state"], link["last_error"]
     if state != "streaming":
-        why = f" ({error})" if error and state in TROUBLED else ""  # else it is over: it was the last one
+        why = f" ({error}{_ago(link.get('last_error_time'))})" if error and state in TROUBLED else ""
         words.append(paint(state, LINK_WEIGHT.get(state, "bad")) + why)
     if link["consistent"]:
         words.append(paint("consistent", "good"))
@@ -148,15 +158,23 @@ def _link(link: dict[str, Any], journal: str, paint: Paint) -> str:
     figures = [journal]
     if link["divergent_bytes"]:
         words.append(f"{human(link['divergent_bytes'])} differ")
-    time = link.get("lag_seconds")
+    lag = link.get("lag_seconds")
     if not link["lag_events"]:
-        words.append("up to date")
-    elif time is not None:
-        words.append(f"{duration(time)} behind")
+        if state in ("streaming", "resyncing", "paused"):
+            words.append("up to date")
+        elif link["consistent"]:
+            words.append("had everything when it was heard of last")
+    elif lag is not None:
+        words.append(f"{duration(lag)} behind")
         figures.insert(0, human(link["lag_bytes"]))
     else:
         words.append(f"{human(link['lag_bytes'])} behind")
     return f"{', '.join(words)} ({', '.join(figures)})"
+
+
+def _ago(at: float | None) -> str:
+    """How long ago something came."""
+    return f", {duration(max(0.0, time.time() - at))} ago" if at is not None else ""
 
 
 def detail(status: dict[str, Any]) -> list[str]:
@@ -190,7 +208,7 @@ def detail(status: dict[str, Any]) -> list[str]:
         what = f": {run['text'].splitlines()[0]}" if run["text"] else ""
         found.append(f"  hook       {run['mark']} at LSN {run['lsn']}  {run['state']}, {run['seconds']:.1f} s{what}")
     if status.get("last_refusal"):
-        found.append(f"  refused    {status['last_refusal']}")
+        found.append(f"  refused    {status['last_refusal']}{_ago(status.get('last_refusal_time'))}")
     for link in status["links"]:
         sent = link["bytes_sent"]
         found.append(

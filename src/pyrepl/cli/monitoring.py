@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pyrepl.cli.headline import TROUBLED, split_brain
+from pyrepl.cli.headline import TROUBLED, ended, split_brain
 from pyrepl.cli.sizes import counted, duration
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
@@ -46,7 +46,7 @@ def judge(groups: list[dict[str, Any]], limits: Limits) -> Verdict:
     for group in groups:
         name = group["group"]
         if group["state"] != "active":
-            found.append((CRITICAL, f"{name} {group['state']}: {group['error'] or 'closed'}"))
+            found.append((CRITICAL, f"{name} {group['state']}: {ended(group)}"))
             continue
         journal = group["journal"]
         full = 100 * journal["used"] / journal["size"]

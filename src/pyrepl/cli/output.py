@@ -112,6 +112,7 @@ class Link(Part):
     connections: Count
     reason: str | None
     last_error: str | None
+    last_error_time: Time | None
     refused: list[Refused]
 
 
@@ -219,6 +220,7 @@ class Group(Part):
     primary_connected: bool | None
     split_brain: list[SplitBrain]
     last_refusal: str | None
+    last_refusal_time: Time | None
     region_size: Bytes | None
     ordering: Literal["relaxed", "strict"] | None
     alignment: Bytes | None

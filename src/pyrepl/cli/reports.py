@@ -17,6 +17,7 @@ def group(status: dict[str, Any]) -> output.Group:
         name=status["group"],
         protective=output.pick(output.Protective, status["protective"]) if status.get("protective") else None,
         last_refusal=status.get("last_refusal") or None,
+        last_refusal_time=status.get("last_refusal_time"),
         lsn=output.pick(output.Positions, lsn) if lsn else None,
         journal=output.pick(output.Journal, journal) if journal else None,
         window=output.pick(output.Window, window) if window else None,

@@ -66,11 +66,12 @@ def status(
     \b
       db  primary  → paris  consistent, 0.4 s behind (12 MiB, journal 3 % full)
 
-    --check follows the convention of monitoring plug-ins: one line with figures behind a bar, and the worst that was
-    found as exit status: 0 ok, 1 warning, 2 critical, 3 unknown. Critical: a group failed; a split brain; a link is
-    refused, diverged or down; it, or the journal, is beyond a critical threshold. Warning: a link is paused, connecting
-    or resyncing; a sync link does not hold writes back; a secondary is inconsistent, or its primary is not connected;
-    beyond a warning threshold. Unknown: the daemon does not answer, or there is no such group.
+    --check follows the convention of monitoring plug-ins: one line with figures behind a bar, and the worst that
+    was found as exit status: 0 ok, 1 warning, 2 critical, 3 unknown. Critical: a group failed; a split brain; a
+    link is refused, diverged or down; it, or the journal, is beyond a critical threshold. Warning: a link is
+    paused, connecting (also while its secondary is busy, for 10 s) or resyncing; a sync link does not hold writes
+    back; a secondary is inconsistent, or its primary is not connected; beyond a warning threshold. Unknown: the
+    daemon does not answer, or there is no such group.
 
     \b
     Example:
@@ -193,11 +194,20 @@ def _watch_lines(node: RemoteNode, group: str | None, interval: float) -> None:
                 now[one["group"], name] = words
                 if last.get((one["group"], name)) != words:
                     click.echo(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')}  {line}")
-        for gone in last.keys() - now.keys():
-            click.echo(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')}  {'  → '.join(filter(None, gone))}  gone")
+        for gone in _gone(set(last), set(now), groups):
+            click.echo(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')}  {gone}  gone")
         last = now
         time.sleep(interval)
         groups = _look_again(node, group)
+
+
+def _gone(last: set[tuple[str, str]], now: set[tuple[str, str]], groups: list[dict[str, Any]]) -> list[str]:
+    """What had a line, and is no more. A group has one of its own only while it has no links, and the links of a group
+    that has failed are not shown, which does not make them less."""
+    states = {one["group"]: one["state"] for one in groups}
+    lost = sorted({group for group, _ in last} - states.keys())
+    links = [f"{group}  → {name}" for group, name in sorted(last - now) if name and states.get(group) == "active"]
+    return lost + links
 
 
 def _changes(group: dict[str, Any]) -> list[tuple[str, tuple[Any, ...], str]]:

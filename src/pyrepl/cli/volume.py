@@ -106,17 +106,24 @@ def remove(
 ) -> None:
     """The volume leaves the group, at every site. Its snapshots stay and keep their content.
 
-    What a device holds stays on it, but is nothing that the group knows of; a sparse file of the node is deleted.
+    What a device holds stays on it, but is nothing that the group knows of; a sparse file of the node is deleted. At a
+    secondary that is not paired yet this takes back a volume that was added there with the wrong size or device; once
+    it is paired, volumes go at the primary.
 
     \b
     Example:
       pyrepl volume remove db/scratch --force
     """
-    target = node.group(volume.group).volume(volume.name)
-    loss = f"volume {volume} ({sizes.human(target.size)}) leaves the group; what no snapshot holds is lost"
-    destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME",
-             clients=clients_of(node, volume.group, {volume.name}))
+    group = node.group(volume.group)
+    target = group.volume(volume.name)
+    if group.role != "secondary":  # there nothing of it is lost: it was only prepared, or the engine refuses
+        loss = f"volume {volume} ({sizes.human(target.size)}) leaves the group; what no snapshot holds is lost"
+        destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME",
+                 clients=clients_of(node, volume.group, {volume.name}))
     result = target.remove(force=force, wait=not no_wait, timeout=timeout)
+    if result is None:
+        click.echo(f"volume {volume}: taken back")
+        return
     tell(result, volume.group, f"volume {volume} removed", as_json=as_json)
 
 

@@ -51,7 +51,8 @@ def wait(
     node: RemoteNode, group: str, target: str | int, name: str | None, timeout: float | None, wanted: bool,
     as_json: bool,
 ) -> None:
-    """Waits until something is so, and ends with 11 if the time is over before. What was waited for goes on.
+    """Waits until something is so, and ends with 11 if the time is over before; with 5 if the link is refused then, or
+    for 8 s. What was waited for goes on.
 
     synced: the secondary is consistent and durably holds all that was written before this command. applied: all that
     was written before it is performed on the stores. An LSN: everything up to it is performed.

@@ -244,6 +244,18 @@ class Exports:
             self._exports.pop(name, None)
         export.stop()
 
+    def renew(self, export: Export, group: Group) -> None:
+        """Its group was opened again: who is attached loses the connection, and finds that group under the same name.
+        What it shows of a trial is gone with the trial, and so is the export."""
+        with self._lock:
+            if self._exports.get(export.name) is not export:
+                return
+            if export.trial is None:
+                self._exports[export.name] = Export(export.name, group, export.store, export.read_only)
+            else:
+                del self._exports[export.name]
+        export.stop()
+
     def find(self, name: str) -> Export:
         """``name`` "": the only one there is.
 

@@ -187,9 +187,14 @@ class RemoteNode:
         request = requests.GroupImport(journal=there(journal, "journal"), resume=resume, force=force)
         return RemoteGroup(self.channel, self.channel.call(request)[0].name)
 
-    def delete_group(self, name: str, *, force: bool = False) -> None:
-        """The group is no more at that node; what only it held is lost."""
-        self.channel.call(requests.GroupDelete(group=name, force=force))
+    def open_group(self, name: str) -> RemoteGroup:
+        """A group that has failed is opened again from its journal."""
+        return RemoteGroup(self.channel, self.channel.call(requests.GroupOpen(group=name))[0].name)
+
+    def delete_group(self, name: str, *, force: bool = False) -> list[str]:
+        """The group is no more at that node; what only it held is lost. Of one that has failed the paths of what is
+        left."""
+        return list(self.channel.call(requests.GroupDelete(group=name, force=force))[0])
 
     def listen(self, host: str, port: int = 0) -> tuple[str, int]:
         """Takes connections from primaries of the node's groups; the address, with the port that was chosen for 0.

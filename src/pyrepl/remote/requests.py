@@ -355,8 +355,14 @@ class GroupImport(Request[GroupInfo], frozen=True, kw_only=True, tag="group.impo
     force: bool = False
 
 
-class GroupDelete(Request[None], frozen=True, kw_only=True, tag="group.delete"):
-    """A group is no more at this node."""
+class GroupOpen(Request[GroupInfo], frozen=True, kw_only=True, tag="group.open"):
+    """A group that has failed is opened again from its journal."""
+
+    group: Name
+
+
+class GroupDelete(Request[tuple[str, ...]], frozen=True, kw_only=True, tag="group.delete"):
+    """A group is no more at this node; of one that has failed, paths of what is left of it."""
 
     group: Name
     force: bool = False
@@ -807,8 +813,8 @@ class VolumeRewind(Waits[StoreMade], frozen=True, kw_only=True, tag="volume.rewi
     to_time: float | None = None
 
 
-class VolumeRemove(Performs[OperationInfo], frozen=True, kw_only=True, tag="volume.remove"):
-    """A volume leaves the group."""
+class VolumeRemove(Performs[OperationInfo | None], frozen=True, kw_only=True, tag="volume.remove"):
+    """A volume leaves the group; no operation: one that was prepared on a fresh secondary was taken back."""
 
     store: StoreKey
     force: bool = False

@@ -280,10 +280,14 @@ class RemoteVolume(RemoteStore):
         )
         return RemoteOperationResult(self._group, self._channel.call(request)[0])
 
-    def remove(self, *, force: bool = False, wait: bool = True, timeout: float | None = None) -> RemoteOperationResult:
-        """The volume leaves the group, at every site; what it holds is lost to the group."""
+    def remove(
+        self, *, force: bool = False, wait: bool = True, timeout: float | None = None
+    ) -> RemoteOperationResult | None:
+        """The volume leaves the group, at every site; what it holds is lost to the group. None: it was prepared on a
+        fresh secondary, and is taken back."""
         request = requests.VolumeRemove(store=self._key, force=force, wait=wait, timeout=timeout)
-        return RemoteOperationResult(self._group, self._channel.call(request)[0])
+        operation, _ = self._channel.call(request)
+        return None if operation is None else RemoteOperationResult(self._group, operation)
 
 
 class RemoteSnapshot(RemoteStore):

@@ -28,6 +28,7 @@ WAKE = 0.02  # seconds until the sender looks again while it waits for an acknow
 IDLE = 0.2  # seconds until it looks for stop and pause while nothing is written
 PAUSED = 10.0  # seconds that pause waits for the connection to end; one that hangs is cut long before
 REFUSED = 5.0  # seconds until a refusal is asked about again
+PASSES = 10.0  # seconds in which a refusal that passes by itself (busy) is nothing that anybody need hear of
 
 
 class Dialer:
@@ -53,6 +54,8 @@ class Dialer:
         self._thread = threading.Thread(target=self._run, name=f"pyrepl-send-{link.name}", daemon=True)
         self.bytes_sent = self.bytes_received = 0  # of ended connections, framing included
         self.failure: BaseException | None = None  # ours: the link has stopped
+        self._erred: float | None = None  # when the link's last error came, seconds since 1970
+        self._busy_since: float | None = None  # the first of the refusals in a row that pass by themselves
 
     # ---- from any thread
 
@@ -96,7 +99,9 @@ class Dialer:
         connection = self._connection
         status["wire_bytes_sent"] = self.bytes_sent + (connection.bytes_sent if connection else 0)
         status["wire_bytes_received"] = self.bytes_received + (connection.bytes_received if connection else 0)
+        status["last_error_time"] = self._erred if status["last_error"] else None
         if self.failure is not None:
+            status["last_error_time"] = self._erred
             status["state"], status["last_error"] = "down", f"the link has failed: {self.failure}"
         return status
 
@@ -168,7 +173,7 @@ class Dialer:
                 moved = self._wanted != self._dialled
                 delay = self.link.options.backoff_first if moved else min(delay * 2, self.link.options.backoff_most)
         except BaseException as error:
-            self.failure = error
+            self.failure, self._erred = error, time.time()
             with self.guard:
                 self.link.disconnect(f"the link has failed: {error}", "down")
             if not isinstance(error, Exception):
@@ -196,7 +201,9 @@ class Dialer:
                 address, dead=dead, bucket=self._bucket, wanted=self._is_wanted
             )
         except OSError as problem:
+            self._busy_since = None
             with self.guard:
+                self._erred = time.time()
                 link.disconnect(f"{address}: {problem.strerror or problem}", "down")
             return 0.0
         session = Session(Side.PRIMARY)
@@ -215,6 +222,7 @@ class Dialer:
                 if answer:
                     connection.send(answer)
             connection.greeted()
+            self._busy_since, self._erred = None, time.time()  # the link has one, if more is lost than was known
             receiver = threading.Thread(target=self._receive, args=(connection, session), daemon=True,
                                         name=f"pyrepl-hear-{link.name}")
             receiver.start()
@@ -225,7 +233,7 @@ class Dialer:
                 goodbye = link.close("paused" if link.paused else "stop", "")
             connection.send(goodbye)
         except Refused as problem:
-            error, state = problem.text, "diverged" if problem.reason == "lineage" else "refused"
+            error, state = problem.text, self._state_after(problem)
             wait = 0.0 if problem.retryable else REFUSED
             self._say_why(connection, "refused", problem)
         except ProtocolError as problem:
@@ -238,12 +246,22 @@ class Dialer:
             if receiver is not None:
                 receiver.join()
             with self.guard:
+                self._erred = time.time() if error else self._erred
                 link.disconnect(error, state)
             self._connection = None
             self.bytes_sent += connection.bytes_sent
             self.bytes_received += connection.bytes_received
             connection.close()
         return wait
+
+    def _state_after(self, refusal: Refused) -> str:
+        """What a refusal makes of the link. One that passes by itself is none before it has lasted."""
+        if not refusal.retryable:
+            self._busy_since = None
+            return "diverged" if refusal.reason == "lineage" else "refused"
+        now = time.monotonic()
+        self._busy_since = self._busy_since if self._busy_since is not None else now
+        return "refused" if now - self._busy_since > PASSES else "connecting"
 
     def _say_why(self, connection: Connection, code: str, error: PyreplError) -> None:
         try:

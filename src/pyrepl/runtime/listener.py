@@ -206,12 +206,13 @@ class Feed:
             self._thread.join()
 
     def _run(self) -> None:
-        acknowledger = None
+        acknowledger, node = None, b""
         knocking = True
         try:
             deadline = time.monotonic() + HANDSHAKE
             hello = self.connection.receive(self.session, self._lock, deadline)
             assert isinstance(hello, Hello)  # nothing else may come in state new
+            node = hello.node
             site = self.listener._find(hello)
             self.replica = replica = Replica(site, self.session, self.listener._entropy, allow=self.listener._allow)
             replica.judge(hello)
@@ -251,7 +252,7 @@ class Feed:
             self.error = "" if error.context.get("reason") in ("stop", "paused") else error.text
         except PyreplError as error:
             if self.replica is not None:
-                self.replica.site.roles.refused = error.text
+                self.replica.site.roles.sent_away(error.text, node, time.time())
             self._say_why(getattr(error, "reason", "failed"), error)
         except OSError as error:
             self.error = str(error)

@@ -14,6 +14,7 @@ import stat
 import threading
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -292,6 +293,14 @@ def wipe_journal(path: str, *, made: bool) -> None:
         blank(device)
     if made:
         Path(path).unlink(missing_ok=True)
+
+
+def left_of(journal: str, folder: Path) -> list[str]:
+    """What there is of a group that nobody knows any more: its journal, and the files of its stores."""
+    found = [journal] if os.path.lexists(journal) else []
+    with suppress(OSError):
+        found += sorted(str(path) for path in folder.glob("*.img"))
+    return found
 
 
 def sync_folder(path: Path) -> None:

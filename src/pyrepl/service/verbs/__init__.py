@@ -26,6 +26,7 @@ TABLE: dict[type[Request[Any]], Verb] = {
     requests.NodeMetrics: Verb(nodes.node_metrics),
     requests.GroupCreate: Verb(groups.group_create, changes=True),
     requests.GroupImport: Verb(groups.group_import, changes=True),
+    requests.GroupOpen: Verb(groups.group_open, changes=True),
     requests.GroupDelete: Verb(groups.group_delete, changes=True),
     requests.GroupShow: Verb(groups.group_show),
     requests.GroupStatus: Verb(groups.group_status),

@@ -45,8 +45,12 @@ def group_import(call: Call, request: requests.GroupImport) -> GroupInfo:
     return group_info(call.node.import_group(request.journal, resume=resume, force=request.force))  # type: ignore[arg-type]
 
 
-def group_delete(call: Call, request: requests.GroupDelete) -> None:
-    call.node.delete_group(request.group, force=request.force)
+def group_open(call: Call, request: requests.GroupOpen) -> GroupInfo:
+    return group_info(call.node.open_group(request.group))
+
+
+def group_delete(call: Call, request: requests.GroupDelete) -> tuple[str, ...]:
+    return tuple(call.node.delete_group(request.group, force=request.force))
 
 
 def group_show(call: Call, request: requests.GroupShow) -> GroupInfo:

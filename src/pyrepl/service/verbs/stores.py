@@ -127,9 +127,10 @@ def volume_resize(call: Call, request: requests.VolumeResize) -> OperationInfo:
     return performed(call, volume.group, result, request)
 
 
-def volume_remove(call: Call, request: requests.VolumeRemove) -> OperationInfo:
+def volume_remove(call: Call, request: requests.VolumeRemove) -> OperationInfo | None:
     volume = volume_of(call, request.store)
-    return performed(call, volume.group, volume.remove(force=request.force, wait=False), request)
+    result = volume.remove(force=request.force, wait=False)
+    return None if result is None else performed(call, volume.group, result, request)
 
 
 def snapshot_refresh(call: Call, request: requests.SnapshotRefresh) -> OperationInfo:
