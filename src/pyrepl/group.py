@@ -95,6 +95,7 @@ class Group:
         self.trials = Trials(self, placement.folder)
         if site is not None:
             site.roles.asked = self.succession.begin
+            site.roles.feeding = lambda: next((feed.link for feed in self.feeds(site) if feed.is_open), "")
             self.attachments.enter_site(site)
             self._hooks = site.gate = Hooks(site, hooks, emit)  # before the applier begins, too
             plugins = site.plugins = InstalledPlugins()
@@ -802,11 +803,12 @@ class Group:
             mode: "async": writes never wait for it. "sync": they return when its journal holds them, while it keeps up.
             bandwidth: bytes per second that are sent at most, from the first synchronization on; 0: no limit.
 
-        Mode, address and bandwidth can be changed later: :meth:`Attachment.set`.
+        Mode, address and bandwidth can be changed later: :meth:`Attachment.set`. A secondary may have links, too, in
+        mode "async": it passes on what it is fed (a cascade).
 
         Raises:
             Exists: a link has that name.
-            Refused: this group is a secondary.
+            Refused: a secondary that was never paired, that is delayed, or for the mode "sync".
         """
         self.check()
         return self.attachments.add(name, address, mode, bandwidth)

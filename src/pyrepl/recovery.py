@@ -87,6 +87,8 @@ def recover(site: Site, checkpoint: Checkpoint) -> Scan:
                 refusal = notes.decode_refused(_note_body(record, local))
                 refusing[refusal.lsn] = refusal.reason
             continue
+        if batch.head(memoryview(record)[TRAVEL:]).kind in (layout.BATCH_COPIED, layout.BATCH_ITEM):
+            site.intake.items_until = position + local.length
         refused = refusing.get(batch.head(memoryview(record)[TRAVEL:]).first_lsn, "") if _is_operation(record) else ""
         differed = refused or differs.get(position + local.length, "")
         if position < applied:

@@ -94,6 +94,18 @@ def test_split_brain_in_the_first_line():
         "db  secondary  consistent, its primary is not connected, at LSN 7 (journal 3 % full)")
 
 
+def test_the_first_lines_of_a_cascade():
+    """Each says who feeds it, and whom it feeds."""
+    middle = {**GROUP, "role": "secondary", "primary_connected": True, "fed_by": "ab" * 16, "above": [], "links": [LINK]}
+    assert headline.lines(middle) == [
+        "db  secondary  consistent, fed by its primary, node abababab, at LSN 7 (journal 3 % full)",
+        "               → paris  consistent, up to date (journal 3 % full)"]
+    last = {**middle, "above": ["cd" * 16], "links": []}
+    assert headline.lines(last) == ["db  secondary  consistent, fed by node abababab, a secondary itself, at LSN 7 (journal 3 % full)"]
+    assert headline.lines({**last, "primary_connected": False}) == [
+        "db  secondary  consistent, node abababab, which feeds it, is not connected, at LSN 7 (journal 3 % full)"]
+
+
 def test_watch_tells_a_split_brain_once():
     good, bad = _changes(GROUP), _changes({**GROUP, "split_brain": [PARTED]})
     again = _changes({**GROUP, "split_brain": [{**PARTED, "lsn": 12}]})

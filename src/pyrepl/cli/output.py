@@ -216,6 +216,7 @@ class Group(Part):
     yields: bool | None
     asking: list[str] | None
     fed_by: str | None
+    above: list[str] | None
     primary_connected: bool | None
     split_brain: list[SplitBrain]
     last_refusal: str | None

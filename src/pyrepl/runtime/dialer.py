@@ -146,7 +146,8 @@ class Dialer:
 
     def _is_wanted(self) -> bool:
         """Whether the connection, or the attempt at one, is to go on."""
-        return not self._stopping and not self.link.paused and self._wanted == self._dialled
+        return (not self._stopping and not self.link.paused and self._wanted == self._dialled
+                and not self.link.is_stale)
 
     @property
     def _wanted(self) -> tuple[str, float]:

@@ -183,6 +183,11 @@ class Feed:
         return not self._over and self.session.state is State.OPEN
 
     @property
+    def link(self) -> str:
+        """The name of the link, at its own site."""
+        return self.replica.link if self.replica is not None else ""
+
+    @property
     def owes(self) -> bool:
         """Whether the primary has still to be told that something is durable here."""
         return self.is_open and self.replica is not None and self.replica.owes
