@@ -3,9 +3,8 @@ It may be another operation, of which the result is compared.
 
 One thread compares with one link. A piece of 4 MiB is compared by one digest, region by region only where it differs.
 What was in D of the link at that LSN is left out: it is known to differ. Decides what of a link counts as equal,
-different, repaired or failed, when a link that does not get on is given up, and what of a difference that is not to be
-repaired is remembered. How digests are made is
-``verification``, what a difference means is ``link``.
+different, repaired or failed, when a link that does not get on is given up, and what is remembered of a difference
+that is not to be repaired. How digests are made is ``verification``, what a difference means is ``link``.
 """
 
 from __future__ import annotations
@@ -352,7 +351,7 @@ def _remember(
 ) -> None:
     """What was found different by now and is not repaired stays known, over restarts too, until all of a secondary's
     stores were compared and nothing of it is left: equal, or in D (rule of the model, "Verification")."""
-    changed = False
+    changed: Attachment | None = None
     for attachment in attachments:
         if attachment.name not in links:
             continue  # no store was left to be compared
@@ -365,9 +364,9 @@ def _remember(
                 continue  # it is known already, or there is no word on it
             if is_all or known is None or size > known.bytes:
                 link.ledger.found_different = FoundDifferent(lsn, time.time(), size) if size else None
-                changed = changed or link.ledger.found_different != known
-    if changed:
-        group.site.checkpoint()
+                changed = attachment if link.ledger.found_different != known else changed
+    if changed is not None:
+        changed._keep("verifying")
 
 
 class Judged:

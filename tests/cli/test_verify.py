@@ -98,6 +98,10 @@ def is_told(berlin, group: str) -> int:
     assert words in first and any(words in line and f"`pyrepl verify {group} --link paris`" in line for line in details)
     checked = berlin("status", group, "--check")
     assert checked.returncode == 1 and checked.stdout.startswith(f"WARNING: {group} → paris {words}")
+    assert "64 KiB found" in berlin.ok("link", "list", group)
+    (metric,) = (line for line in berlin.ok("metrics").splitlines()
+                 if line.startswith("pyrepl_link_found_different_bytes") and group in line)
+    assert float(metric.split()[-1]) == REGION
     job = jobs(berlin, group)[-1]
     assert (job.verb, job.state, job.result) == ("group.verify", "done", "64 KiB differ at paris")
     assert berlin.ok("job", "list", group).splitlines()[-1].endswith("done: 64 KiB differ at paris")
