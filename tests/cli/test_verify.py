@@ -66,6 +66,11 @@ def test_a_planted_difference_is_found_and_repaired(berlin, paris, written) -> N
     assert f"\n    data: 64 KiB from {5 * REGION} on\n" in done.stdout
     assert sent(berlin, written) == copied  # only found
     lsn = is_told(berlin, written)
+    assert berlin.stop(signal.SIGKILL) == -signal.SIGKILL  # it is durable when the command has ended
+    berlin.start()
+    berlin.ok("wait", written, "synced", "--timeout", "60")
+    assert berlin.json(output.GroupShow, "group", "show", written).group.links[0].found_different.lsn == lsn
+    copied = sent(berlin, written)  # since this start
     told = berlin.fails(5, "migrate", written, "--to", "paris")
     assert f"differs from this one in 64 KiB, as the verification at LSN {lsn} found" in told and "with force" in told
     assert "with force" in berlin.fails(5, "demote", written)
