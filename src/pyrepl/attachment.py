@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pyrepl.runtime.dialer import Dialer
     from pyrepl.volume import Extent, Store
 
+LATER = ("; its secondary holds all of that durably, and performs it later: it may be delayed (`pyrepl group show` at "
+         "that site says so)")  # the end of a sentence
 _LOOK = (0.002, 0.05)  # seconds between two looks at a link that is waited for: the first, and the most
 _REFUSED = 8.0  # seconds: a refusal is asked about again every 5 s and some; one that lasts longer is an answer
 
@@ -210,8 +212,7 @@ class Attachment:
         """Returns when the secondary has performed everything up to ``lsn``. Arguments and errors as of
         :meth:`wait_synced`."""
         self._wait(lambda status: bool(status["applied_lsn"] >= lsn), f"applied up to LSN {lsn}", timeout, progress,
-                   lambda status: "; its secondary holds all of that durably, and performs it later: it may be delayed "
-                                  "(`pyrepl group show` at that site says so)" if status["durable_lsn"] >= lsn else "")
+                   lambda status: LATER if status["durable_lsn"] >= lsn else "")
 
     # ---- for the group
 

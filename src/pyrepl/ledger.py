@@ -41,6 +41,15 @@ class PieceRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     time_ns: int = 0
 
 
+class FoundDifferent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a verification found different and was not to repair: as of which LSN, when, and of how many bytes of
+    regions."""
+
+    lsn: int
+    time: float
+    bytes: int
+
+
 class LinkRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A link in a checkpoint."""
 
@@ -62,6 +71,7 @@ class LinkRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     steady: bool = False
     turns: int | None = None
     since: SinceRecord | None = None
+    found_different: FoundDifferent | None = None
 
 
 class Ledger:
@@ -84,6 +94,7 @@ class Ledger:
         self.turns: int | None = None  # the secondary's count of who fed it, when this was known; None: not told
         self.steady = False  # the secondary was consistent, and equal to this site, as of base
         self.since: Since | None = None  # ... it was, and is not any more
+        self.found_different: FoundDifferent | None = None  # known beside D: nothing repairs it before it is asked for
         self.heir = b""  # node that answered, of which the site remembers something
         self.kept = 0  # position of the record in the last durable checkpoint: a restart needs the log from here on
         self.checkpoint = 0  # the last durable checkpoint that was taken with this ledger
@@ -508,6 +519,7 @@ class Ledger:
                 steady=self.steady,
                 turns=self.turns,
                 since=since,
+                found_different=self.found_different,
             )
         )
 
@@ -523,7 +535,7 @@ class Ledger:
         ledger.begun = True
         ledger.kept = record.backlog[-1].position if record.backlog else record.position
         ledger.doubted, ledger.overrules = record.doubted, record.overrules
-        ledger.steady, ledger.turns = record.steady, record.turns
+        ledger.steady, ledger.turns, ledger.found_different = record.steady, record.turns, record.found_different
         ledger.since = Since.restore(site, record.since) if record.since is not None else None
         ledger.base = Knowledge(
             record.lsn, record.position, Catalog({store.id: store for store in record.stores}, record.next_id),

@@ -700,6 +700,7 @@ class Link:
             "lag_bytes": max(0, state.end_position - base.position) if lag else 0,
             "divergent_bytes": (differs + sum(store.size // self.site.region_size for store in base.missing()))
             * self.site.region_size,
+            "found_different": msgspec.structs.asdict(found) if (found := self.ledger.found_different) else None,
             "backlog_bytes": backlog * self.site.region_size,
             "in_flight_bytes": self.flight_bytes,
             "bytes_sent": bytes_sent,

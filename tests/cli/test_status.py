@@ -46,6 +46,8 @@ def first(group=(), **link):
      "db  primary  → paris  paused, consistent, up to date (journal 3 % full)"),
     ({"state": "refused", "last_error": "sizes differ"},
      "db  primary  → paris  refused (sizes differ), consistent, had everything when it was heard of last (journal 3 % full)"),
+    ({"found_different": {"lsn": 6, "time": 0.0, "bytes": 128 << 10}},
+     "db  primary  → paris  consistent, 128 KiB found different at LSN 6, not repaired, up to date (journal 3 % full)"),
     ({"degraded": True, "mode": "sync"}, "db  primary  → paris  consistent, not in sync: writes do not wait for it, up to date (journal 3 % full)"),
 ])
 def test_the_first_line(link, line):
@@ -230,6 +232,8 @@ def test_tables(capsys, monkeypatch):
     ({}, {"state": "down", "last_error": "a|b\nc"}, 2, "CRITICAL: db → paris down: a/b c"),
     ({}, {"state": "refused"}, 2, "CRITICAL: db → paris refused"),
     ({}, {"state": "resyncing", "consistent": False}, 1, "WARNING: db → paris resyncing, db → paris inconsistent"),
+    ({}, {"found_different": {"lsn": 6, "time": 0.0, "bytes": 65536}}, 1,
+     "WARNING: db → paris 64 KiB found different at LSN 6, not repaired"),
     ({}, {"degraded": True, "mode": "sync"}, 1, "WARNING: db → paris not in sync"),
     ({"state": "failed", "error": "the disk is gone"}, {}, 2,
      "CRITICAL: db failed: the disk is gone; when the cause is gone, `pyrepl group open db` opens it again"),

@@ -155,6 +155,8 @@ def _link(link: dict[str, Any], journal: str, paint: Paint) -> str:
                            "its lag is not bounded now: writes do not wait for it", "warn"))
     if link["holds_writers"]:
         words.append(paint("writes wait for it", "warn"))
+    if link.get("found_different"):
+        words.append(paint(found_different(link["found_different"]), "bad"))
     figures = [journal]
     if link["divergent_bytes"]:
         words.append(f"{human(link['divergent_bytes'])} differ")
@@ -170,6 +172,11 @@ def _link(link: dict[str, Any], journal: str, paint: Paint) -> str:
     else:
         words.append(f"{human(link['lag_bytes'])} behind")
     return f"{', '.join(words)} ({', '.join(figures)})"
+
+
+def found_different(found: dict[str, Any]) -> str:
+    """What a verification has found at a secondary, and was not to repair."""
+    return f"{human(found['bytes'])} found different at LSN {found['lsn']}, not repaired"
 
 
 def _ago(at: float | None) -> str:
@@ -223,4 +230,7 @@ def detail(status: dict[str, Any]) -> list[str]:
             found.append(f"             at most {' or '.join(bounds)} behind")
         if link["reason"]:
             found.append(f"             resync: {link['reason']}")
+        if different := link.get("found_different"):
+            found.append(f"             {found_different(different)}{_ago(different['time'])}: `pyrepl verify "
+                         f"{status['group']} --link {link['name']}` repairs that")
     return [line.rstrip() for line in found]
