@@ -1041,6 +1041,11 @@ class Group:
         result = self.site.result(lsn)
         return result.bytes_changed if result is not None else None
 
+    def avoided(self, lsn: int) -> int | None:
+        """See :attr:`OperationResult.bytes_avoided`, of the operation at this LSN, if it is known."""
+        result = self.site.result(lsn)
+        return result.bytes_avoided if result is not None else None
+
     def figures(self, lsn: int) -> list[int]:
         """Bytes changed by each member of the set at this LSN, as far as they are known."""
         result = self.site.result(lsn)
