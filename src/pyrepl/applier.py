@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -87,7 +86,6 @@ class Applier:
         self.links: dict[int, int] = {}  # operations that were admitted here and wait: LSN -> links of the group
         self.bytes_avoided = 0  # of all that were performed since the site was opened
         self._refused: dict[int, list[str]] = {}  # of those that wait: the links whose secondaries have refused it
-        self._counting = Lock()  # links hear of refusals in threads of their own
         self.performed: Counter[str] = Counter()  # operations by kind, since the site was opened
         self.cursors: dict[int, int] = {}  # slot -> region where the mover goes on
         self.moving = True  # something may be left for the mover
@@ -275,7 +273,7 @@ class Applier:
                                  seconds=max(0, self.window.time() - entry.time_ns) / 1e9 if entry.time_ns else None,
                                  arguments=operations.arguments(plain, names), digest=of.said, failed=of.failed)
         self.performed[result.kind] += 1
-        with self._counting:
+        with self.site.guard:  # links hear of refusals in threads of their own
             result = msgspec.structs.replace(
                 result, links=self.links.pop(lsn, 0), refused_at=tuple(self._refused.pop(lsn, ())))
             self.bytes_avoided += result.bytes_avoided
@@ -286,7 +284,7 @@ class Applier:
     def refused_at(self, link: str, lsn: int) -> None:
         """A secondary has refused what was admitted here, and gets the data instead: it may say so before this site has
         performed it, long after, and once more with each connection."""
-        with self._counting:
+        with self.site.guard:
             result = self.results.get(lsn)
             if result is None:
                 names = self._refused.setdefault(lsn, []) if lsn > self.window.state().applied_lsn else [link]
