@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pyrepl.attachment import Attachment, check_fed, check_number
@@ -188,17 +188,18 @@ class Attachments:
         for attachment in self:
             attachment.judge_lag()
 
-    def outcomes(self) -> Callable[[int], dict[str, str]]:
-        """What has become of the operation at an LSN, at each link's secondary: "performed", "refused" or "pending"."""
+    def outcomes(self) -> Callable[..., dict[str, str]]:
+        """What has become of the operation at an LSN, at each link's secondary: "performed", "refused" or "pending".
+        Second argument: links that are known to have refused it, which a link's status forgets sooner."""
         links = self.status() if self._group.role == PRIMARY else []
         refused = {link["name"]: {one["lsn"] for one in link["refused"]} for link in links}
 
-        def state(link: dict[str, Any], lsn: int) -> str:
-            if lsn in refused[link["name"]]:
+        def state(link: dict[str, Any], lsn: int, known: Collection[str]) -> str:
+            if lsn in refused[link["name"]] or link["name"] in known:
                 return "refused"
             return "performed" if link["applied_lsn"] >= lsn else "pending"
 
-        return lambda lsn: {link["name"]: state(link, lsn) for link in links}
+        return lambda lsn, known=(): {link["name"]: state(link, lsn, known) for link in links}
 
     def _tell_added(self, link: Link) -> None:
         self._group.emit({"event": "link-added", "group": self._group.name, "link": link.name,

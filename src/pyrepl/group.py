@@ -530,13 +530,15 @@ class Group:
 
         - ``name``, ``state``, ``consistent``, ``lag_bytes`` (of the journal, which go before the operation): of the
           link as it is now.
-        - ``performed_as``: "command", or "data" (a link that was never paired, whose secondary begins later). Whether a
-          secondary has an image is not known before it is asked to use it: it counts as there.
+        - ``performed_as``: "command", or "data" (a link that was never paired, whose secondary begins later).
         - ``command_bytes``: on the wire, of the command with its frame.
         - ``divergent_bytes``, ``divergent_bytes_after``: of regions that differ at the secondary, when it has come to
           that place, without the operation and with it.
         - ``bytes_added``, ``bytes_removed``: of regions that differ, and will be copied, because of it; that do not
           differ any more because of it, and will never be copied.
+        - ``bytes_if_refused``: ``bytes_added`` if the secondary refuses it: whether one has an image or a plug-in, and
+          comes to the same, is not known before it is asked; the other figures are of one that performs it. None: it
+          cannot refuse it. ``last_refused``: then ``lsn`` and ``reason`` of what it has refused last, None: nothing.
         - ``bytes_avoided``: what shipping the changed data would put on the wire.
         - ``unsettles``: the secondary is no earlier state of this site for a while because of it, as of an early
           operation: it keeps a protective snapshot, and writes in mode sync do not wait for it.
@@ -1049,6 +1051,11 @@ class Group:
         """Bytes changed by the operation at this LSN, if it is known."""
         result = self.site.result(lsn)
         return result.bytes_changed if result is not None else None
+
+    def avoided(self, lsn: int) -> int | None:
+        """See :attr:`OperationResult.bytes_avoided`, of the operation at this LSN, if it is known."""
+        result = self.site.result(lsn)
+        return result.bytes_avoided if result is not None else None
 
     def figures(self, lsn: int) -> list[int]:
         """Bytes changed by each member of the set at this LSN, as far as they are known."""

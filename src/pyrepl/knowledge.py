@@ -312,9 +312,7 @@ def unsettles(effect: Effect) -> bool:
 
 def may_be_refused(effect: Effect) -> bool:
     """Whether it is known only by the acknowledgement what the secondary did with this."""
-    return isinstance(effect, Performed) and (
-        operations.copies_image(effect.operation) or bool(operations.works(effect.operation))
-    )
+    return isinstance(effect, Performed) and operations.may_be_refused(effect.operation)
 
 
 def passed(entry: Entry, region_size: int) -> Passed | None:

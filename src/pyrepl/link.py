@@ -975,4 +975,5 @@ class Link:
         for refusal in refusals:
             if refusal not in self.refused:
                 self.refused.append(refusal)
+            self.site.refused_at(self.name, refusal.lsn)
             self.ledger.resync_reason = f"the operation at LSN {refusal.lsn} was not performed there: {refusal.reason}"

@@ -662,6 +662,10 @@ class Site:
         """What came of the operation at this LSN; None if it is not performed yet or long ago."""
         return self.applier.results.get(lsn)
 
+    def refused_at(self, link: str, lsn: int) -> None:
+        """What is admitted here and stands at this LSN was refused by the secondary of that link."""
+        self.applier.refused_at(link, lsn)
+
     # ---- a secondary
 
     def show(self, effects: list[Effect]) -> None:

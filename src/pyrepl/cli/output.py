@@ -394,6 +394,8 @@ class LinkCost(Part):
     divergent_bytes_after: Bytes
     bytes_added: Bytes
     bytes_removed: Bytes
+    bytes_if_refused: Bytes | None
+    last_refused: Refused | None
     bytes_avoided: Bytes
     unsettles: bool
 
