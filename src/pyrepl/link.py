@@ -17,6 +17,9 @@ wait.
       newer.
   L5  A piece of the backlog does not grow once its skip may be at the secondary, and not across what was sent as
       events: a piece that arrived as events after all is no difference.
+  L6  When the secondary could not take what was sent, it is asked with the first thing that leaves it no earlier state
+      of this site, or one region: nothing goes out behind that before it is acknowledged. Then copies become more by
+      what was acknowledged. So what it refuses again and again costs next to nothing.
 """
 
 from __future__ import annotations
@@ -71,6 +74,7 @@ REFUSING = ("refused", "diverged")  # the secondary, or this site, does not want
 MOST_FRAMES = 4096  # frames sent and not acknowledged
 MOST_LOT = 1 << 20  # bytes of the log that go out by one call, if one batch does not have more
 MOST_COPIES = 16 << 20  # bytes of copied regions sent and not acknowledged: what an event waits for behind them
+HELD_UP = ("space", "state")  # why a secondary ends the connection: it cannot take now what was sent
 MOST_REFUSED = 16  # refused operations that are named in the status, the newest
 KINDS = ("events", "operations", "copied", "items", "control")
 
@@ -203,6 +207,8 @@ class Link:
         self._ready = False  # the secondary's position was taken in
         self._remake: list[int] = []  # stores that are dropped and made again: not ours in size or name
         self._walk = Walk(site.region_size)
+        self.asks_first = False  # the secondary could not take what was sent: L6
+        self._most_copies = MOST_COPIES
         self.handing_over = False  # this site has stepped down: the secondary is told so when it has everything
         self.leads_there = False  # who answered last was a primary itself
         self.met = b""  # node that answered last, whatever it said
@@ -363,13 +369,26 @@ class Link:
                 self.leads_there = code == "role" or received.lineage is not None
                 if received.node is not None and received.lineage is not None:
                     self._meet(received.node, received.lineage, received)
+                if code in HELD_UP:
+                    self._ask_first()
                 raise Refused(f"the secondary refuses: {text}", reason=code, retryable=code in messages.PASSING,
                               link=self.name)
             case Close(code=code, text=text):
+                if code in HELD_UP:
+                    self._ask_first()
+                if code == "space":
+                    raise Refused(f"the secondary refuses: {text}", reason=code, retryable=True, link=self.name)
                 raise PeerError(f"the secondary closed the connection: {text or code}", retryable=True, reason=code)
             case _:
                 raise ProtocolError(f"a {type(received).__name__} makes no sense to a primary")
         return b""
+
+    def _ask_first(self) -> None:
+        self.asks_first, self._most_copies = True, 0
+
+    def _may_go_on(self) -> None:
+        if self.asks_first:
+            self.asks_first, self.last_error = False, ""
 
     def _meet(self, node: bytes, lineage: Pairs, refuse: Refuse) -> None:
         """The secondary is a primary of the group itself, and says where it stands."""
@@ -432,6 +451,8 @@ class Link:
             return self._fork()
         if len(self.flight) >= MOST_FRAMES or self.flight_bytes >= self.options.most_flight:
             return None
+        if self.asks_first and any(unsettles(flight.effect) for flight in self.flight):
+            return None  # L6
         if self._remake:
             return self._item(items.Drop(self._remake[-1]), Dropped(self._remake.pop()))
         extra, missing = ahead.extra(), ahead.missing()
@@ -674,7 +695,8 @@ class Link:
             self.site.roles.meet(self.peer, None)
         self.item, self._remake = greeting.item, greeting.remake
         self.applied_lsn, self.received_lsn = greeting.applied_lsn, greeting.received_lsn
-        self.state, self.last_error = "connecting", greeting.lost  # what was wrong before is over
+        self.state = "connecting"
+        self.last_error = greeting.lost or (self.last_error if self.asks_first else "")  # else what was wrong is over
         self.consistent = self._will_be_consistent = greeting.consistent
         self._hear_of(greeting.refusals)
         self.ahead = self.base.copy()
@@ -738,11 +760,11 @@ class Link:
         return self._item(items.Decided(lsn, outcomes), Said(unsettles=False))
 
     def _copy(self) -> Plan | None:
-        if self._copies_bytes >= MOST_COPIES or not self.ahead.divergence:
+        if self._copies_bytes >= max(self._most_copies, 1) or not self.ahead.divergence:
             return None
         held = self.ahead.held(self.site.awaiting) if self.ahead.early else ()
         stores = [store for store in self.ahead.catalog if store.id not in held] if held else self.ahead.catalog
-        step = self._walk.next(self.ahead.divergence, stores, self.site.window.store_size)
+        step = self._walk.next(self.ahead.divergence, stores, self.site.window.store_size, self._most_copies)
         return Plan(self, step=step) if step is not None else None
 
     def _place_copy(self, step: Step, copied: tuple[bytes, memoryview, int] | None) -> Out | None:
@@ -831,7 +853,10 @@ class Link:
             base.take(effect, self.site.region_size)
             self._acked_item = flight.item
             self.flight_bytes -= flight.length
+            if unsettles(flight.effect):
+                self._may_go_on()
             if isinstance(flight.effect, CopiedRegions):
+                self._most_copies = min(self._most_copies + flight.length, MOST_COPIES)
                 self._copies_bytes -= flight.length
                 self.ledger.copied(flight.length)
             self.ledger.arrived()
@@ -858,6 +883,7 @@ class Link:
             self._heard_of = self.site.lineage.generation
         if self.consistent and base.is_equal():
             self.ledger.equal()
+            self._may_go_on()
         self.settle()
 
     def _resolve(self, effect: Effect, refusals: dict[int, str]) -> Effect:

@@ -280,6 +280,7 @@ class Replica:
                 self._refuse("group", f"this node holds another group under the name {site.name!r}")
             lineage = Lineage.decode(hello.lineage)
             site.roles.judge(hello.node, lineage, hello.lsn, overrules=hello.overrules)
+            site.protective.check_feed()
 
     def _refuse_primary(self, hello: Hello) -> None:
         """There are two primaries: what each has that the other lacks decides what is to be done."""
@@ -372,6 +373,8 @@ class Replica:
         site, session = self.site, self.session
         if not self._forked or session.state is not State.OPEN or site.role != "secondary":
             return None
+        if site.protective.is_tight:
+            return None
         if self._reach is None:
             self._reach = Reach(alignment=site.alignment)
         end = site.end
@@ -412,7 +415,8 @@ class Replica:
         try:
             position = site.intake.receive(head, payload)
         except PyreplError as error:
-            raise Refused(f"this site cannot take what the primary sent: {error.text}", reason="state") from error
+            code = "space" if getattr(error, "reason", "") == "space" else "state"
+            raise Refused(f"this site cannot take what the primary sent: {error.text}", reason=code) from error
         self.bytes_received[kind] += len(data)
         refusal = Refusal(site.end.lsn, site.refused) if site.refused else None
         works = travel.kind == layout.BATCH_OPERATION and position == site.outcomes.received_until
