@@ -3,6 +3,7 @@ nothing meanwhile. On a real file system that is full, over real TCP, counted by
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import subprocess
@@ -196,6 +197,15 @@ def test_a_group_that_failed_at_the_secondary(pair: Pair, monkeypatch: pytest.Mo
     pair.there.open_group("db")
     assert pair.is_equal()
     assert pair.far.store("monday").read(0, SIZE) == pair.group.store("monday").read(0, SIZE)
+
+
+def test_a_group_that_fails_with_nothing_on_its_way(pair: Pair) -> None:
+    """Everything was acknowledged by then: the link hears of it all the same."""
+    pair.far._failed(OSError(errno.EIO, os.strerror(errno.EIO)))
+    until(lambda: "group 'db' has failed" in pair.link.status()["last_error"], "the link says so", WAIT)
+    assert not pair.link.status()["synced"]
+    pair.there.open_group("db")
+    assert pair.is_equal()
 
 
 def test_a_group_that_could_not_be_opened_at_the_secondary(pair: Pair, nodes: Any, tmp_path: Path) -> None:

@@ -216,6 +216,10 @@ class Feed:
         """Begins the handshake."""
         self._thread.start()
 
+    def cut(self) -> None:
+        """Ends the connection, and waits for nothing."""
+        self.connection.shutdown()
+
     def end(self) -> None:
         """Ends the connection; its threads are gone on return."""
         self._over = True
@@ -245,6 +249,7 @@ class Feed:
                     self.connection.send(answer)
             self.listener._known()
             knocking = False
+            self.listener._find(hello)  # it may have failed since, and cut the connections that it knew
             self.connection.greeted()
             acknowledger = threading.Thread(
                 target=self._acknowledge, args=(site, replica), name="pyrepl-ack", daemon=True
