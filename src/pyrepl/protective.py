@@ -92,7 +92,7 @@ class Protective:
         """
         site = self.site
         if not site.end.waived:
-            self._judge_room(SPARE, 0, 0)  # before anything is made that would find none
+            self._refuse_short(SPARE, 0)  # before anything is made that would find none
             self._keep_all()
         self._arriving = True  # before it counts: who has not seen it counted does not find it settled either
         self.unsettlings += 1
@@ -132,7 +132,7 @@ class Protective:
         if self._turned_away is None:
             return
         if self.snapshot is not None:
-            self._say_short(LEAST, *self._turned_away)
+            self._refuse_short(LEAST, self._cost(*self._turned_away))
         self._turned_away = None
 
     @property
@@ -141,19 +141,22 @@ class Protective:
         return self.snapshot is not None and self.site.shelf.placement.room() < LEAST + self._most()
 
     def _judge_room(self, spare: int, length: int, events: int) -> None:
-        """What has arrived is performed first if it is in the way: what it costs is known then."""
-        site, room = self.site, self.site.shelf.placement.room()
-        state = site.window.state()
-        waiting = self._cost(state.end_position - state.applied_position, state.end_lsn - state.applied_lsn)
-        if room >= spare + min(self._cost(length, events) + waiting, self._most()):
+        """What has arrived is performed first if it is in the way, and not delayed: what it costs is known then."""
+        site, cost = self.site, self._cost(length, events)
+        waiting = self._waiting()
+        if site.shelf.placement.room() >= spare + min(cost + waiting, self._most()):
             return
-        if waiting:
+        if waiting and not site.delay.is_parking:
             site.perform_what_arrived()
-        self._say_short(spare, length, events)
+        self._refuse_short(spare, cost + self._waiting())
 
-    def _say_short(self, spare: int, length: int, events: int) -> None:
+    def _waiting(self) -> int:
+        state = self.site.window.state()
+        return self._cost(state.end_position - state.applied_position, state.end_lsn - state.applied_lsn)
+
+    def _refuse_short(self, spare: int, cost: int) -> None:
         site, record = self.site, self.snapshot
-        needed = spare + min(self._cost(length, events), self._most())
+        needed = spare + min(cost, self._most())
         room = site.shelf.placement.room()
         if room >= needed:
             return

@@ -280,7 +280,6 @@ class Replica:
                 self._refuse("group", f"this node holds another group under the name {site.name!r}")
             lineage = Lineage.decode(hello.lineage)
             site.roles.judge(hello.node, lineage, hello.lsn, overrules=hello.overrules)
-            site.protective.check_feed()
 
     def _refuse_primary(self, hello: Hello) -> None:
         """There are two primaries: what each has that the other lacks decides what is to be done."""
@@ -309,6 +308,7 @@ class Replica:
         self.judge(hello)
         self._hello = hello
         if site.group_id is not None:
+            site.protective.check_feed()
             site.roles.follow(hello.node)  # rule role_follow
         self._settle_position()
         return self.session.send(
