@@ -81,7 +81,7 @@ class Attachment:
         if self._dialer is None:
             with self._link.guard:
                 status = self._link.status()
-            status["last_error_time"] = None
+            status["last_error_time"] = status["refused_since"] = None
         else:
             status = self._dialer.status()
         if status["lag_events"]:

@@ -1255,6 +1255,13 @@ class Group:
         fault.__cause__ = error
         self.fault = fault
         self.emit({"event": "group-failed", "group": self.name, "error": fault.code, "text": str(fault)})
+        threading.Thread(target=self._send_away, name="pyrepl-cut", daemon=True).start()  # the failing one holds locks
+
+    def _send_away(self) -> None:
+        """Whoever feeds this group is to hear that it has failed: it knocks again, and is told."""
+        if self._site is not None:
+            for feed in self.feeds(self._site):
+                feed.cut()
 
     def _entry(self, name: str, kind: str = "") -> StoreEntry:
         entries = [entry for entry in self.entries() if not kind or entry.kind == kind]

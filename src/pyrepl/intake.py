@@ -87,6 +87,7 @@ class Intake:
         site.refused = ""
         travel = batch.head(head)
         if travel.kind == layout.BATCH_EVENTS:
+            site.protective.check_room(len(payload), travel.count)
             _, after = site.window.append_received(head, payload)
             site.end.take_events(travel.first_lsn + travel.count - 1)
         elif travel.kind == layout.BATCH_COPIED:

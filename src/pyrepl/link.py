@@ -19,6 +19,9 @@ wait.
       events: a piece that arrived as events after all is no difference.
   L6  Of a site that is fed itself (model, "Cascade"): what it was sent beside the order is passed at its place, and
       nothing is copied, nor called consistent, before all of it was passed and this site is consistent itself.
+  L7  When the secondary could not take what was sent, it is asked with the first thing that leaves it no earlier state
+      of this site, or one region: nothing goes out behind that before it is acknowledged. Then copies become more by
+      what was acknowledged. So what it refuses again and again costs next to nothing.
 """
 
 from __future__ import annotations
@@ -76,6 +79,7 @@ REFUSING = ("refused", "diverged")  # the secondary, or this site, does not want
 MOST_FRAMES = 4096  # frames sent and not acknowledged
 MOST_LOT = 1 << 20  # bytes of the log that go out by one call, if one batch does not have more
 MOST_COPIES = 16 << 20  # bytes of copied regions sent and not acknowledged: what an event waits for behind them
+HELD_UP = ("space", "state")  # why a secondary ends the connection: it cannot take now what was sent
 MOST_REFUSED = 16  # refused operations that are named in the status, the newest
 KINDS = ("events", "operations", "copied", "items", "control")
 
@@ -211,6 +215,8 @@ class Link:
         self._told: tuple[Lineage, list[bytes]] | None = None  # in the hello, by a site that is fed itself
         self._is_void = False  # what was known, and sent, does not count any more: another connection is to be made
         self.is_ending = False  # this site has stepped down: a start knows nothing of the link
+        self.asks_first = False  # the secondary could not take what was sent: L7
+        self._most_copies = MOST_COPIES
         self.handing_over = False  # this site has stepped down: the secondary is told so when it has everything
         self.leads_there = False  # who answered last was a primary itself
         self.met = b""  # node that answered last, whatever it said
@@ -407,13 +413,26 @@ class Link:
                 self.leads_there = code == "role" or received.lineage is not None
                 if received.node is not None and received.lineage is not None:
                     self._meet(received.node, received.lineage, received)
+                if code in HELD_UP:
+                    self._ask_first()
                 raise Refused(f"the secondary refuses: {text}", reason=code, retryable=code in messages.PASSING,
                               link=self.name)
             case Close(code=code, text=text):
+                if code in HELD_UP:
+                    self._ask_first()
+                if code == "space":
+                    raise Refused(f"the secondary refuses: {text}", reason=code, retryable=True, link=self.name)
                 raise PeerError(f"the secondary closed the connection: {text or code}", retryable=True, reason=code)
             case _:
                 raise ProtocolError(f"a {type(received).__name__} makes no sense to a primary")
         return b""
+
+    def _ask_first(self) -> None:
+        self.asks_first, self._most_copies = True, 0
+
+    def _may_go_on(self) -> None:
+        if self.asks_first:
+            self.asks_first, self.last_error = False, ""
 
     def _meet(self, node: bytes, lineage: Pairs, refuse: Refuse) -> None:
         """The secondary is a primary of the group itself, and says where it stands."""
@@ -476,6 +495,8 @@ class Link:
             return self._fork()
         if len(self.flight) >= MOST_FRAMES or self.flight_bytes >= self.options.most_flight:
             return None
+        if self.asks_first and any(unsettles(flight.effect) for flight in self.flight):
+            return None  # L7
         if self._remake:
             return self._item(items.Drop(self._remake[-1]), Dropped(self._remake.pop()))
         extra, missing = ahead.extra(), ahead.missing()
@@ -753,7 +774,8 @@ class Link:
             self.site.roles.meet(self.peer, None)
         self.item, self._remake = greeting.item, greeting.remake
         self.applied_lsn, self.received_lsn = greeting.applied_lsn, greeting.received_lsn
-        self.state, self.last_error = "connecting", greeting.lost  # what was wrong before is over
+        self.state = "connecting"
+        self.last_error = greeting.lost or (self.last_error if self.asks_first else "")  # else what was wrong is over
         self.consistent = self._will_be_consistent = greeting.consistent
         self._hear_of(greeting.refusals)
         self.ahead = self.base.copy()
@@ -817,11 +839,12 @@ class Link:
         return self._item(items.Decided(lsn, outcomes), Said(unsettles=False))
 
     def _copy(self) -> Plan | None:
-        if self._copies_bytes >= MOST_COPIES or not self.ahead.divergence or not self._is_settled:
+        full = self._copies_bytes >= max(self._most_copies, 1)
+        if full or not self.ahead.divergence or not self._is_settled:
             return None
         held = self.ahead.held(self.site.awaiting) if self.ahead.early else ()
         stores = [store for store in self.ahead.catalog if store.id not in held] if held else self.ahead.catalog
-        step = self._walk.next(self.ahead.divergence, stores, self.site.window.store_size)
+        step = self._walk.next(self.ahead.divergence, stores, self.site.window.store_size, self._most_copies)
         return Plan(self, step=step) if step is not None else None
 
     def _place_copy(self, step: Step, copied: tuple[bytes, memoryview, int] | None) -> Out | None:
@@ -922,7 +945,10 @@ class Link:
                 base.take(effect, self.site.region_size)
             self._acked_item = flight.item
             self.flight_bytes -= flight.length
+            if unsettles(flight.effect):
+                self._may_go_on()
             if isinstance(flight.effect, CopiedRegions):
+                self._most_copies = min(self._most_copies + flight.length, MOST_COPIES)
                 self._copies_bytes -= flight.length
                 self.ledger.copied(flight.length)
             self.ledger.arrived()
@@ -949,6 +975,7 @@ class Link:
             self._heard_of = self.site.lineage.generation
         if self.consistent and base.is_equal():
             self.ledger.equal()
+            self._may_go_on()
         self.settle()
 
     def _resolve(self, effect: Effect, refusals: dict[int, str]) -> Effect:

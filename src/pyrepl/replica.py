@@ -326,6 +326,7 @@ class Replica:
         self.judge(hello)
         self._hello = hello
         if site.group_id is not None:
+            site.protective.check_feed()
             site.roles.follow(hello.node, hello.path, hello.turns)  # rule role_follow
         self._settle_position()
         return self.session.send(
@@ -392,6 +393,8 @@ class Replica:
         site, session = self.site, self.session
         if not self._forked or session.state is not State.OPEN or site.role != "secondary":
             return None
+        if site.protective.is_tight:
+            return None
         if self._reach is None:
             self._reach = Reach(alignment=site.alignment)
         end = site.end
@@ -432,7 +435,8 @@ class Replica:
         try:
             position = site.intake.receive(head, payload)
         except PyreplError as error:
-            raise Refused(f"this site cannot take what the primary sent: {error.text}", reason="state") from error
+            code = "space" if getattr(error, "reason", "") == "space" else "state"
+            raise Refused(f"this site cannot take what the primary sent: {error.text}", reason=code) from error
         self.bytes_received[kind] += len(data)
         refusal = Refusal(site.end.lsn, site.refused) if site.refused else None
         works = travel.kind == layout.BATCH_OPERATION and position == site.outcomes.received_until

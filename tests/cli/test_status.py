@@ -57,6 +57,9 @@ def test_the_first_line(link, line):
 def test_how_long_ago_the_last_error_was():
     assert "refused (sizes differ, 1 h 1 min ago), consistent" in first(state="refused", last_error="sizes differ",
                                                                         last_error_time=time.time() - 3690)
+    assert "refused for 3 min 5 s (no room), consistent" in first(state="refused", last_error="no room",
+                                                                  refused_since=time.time() - 185)
+    assert "refused for" not in first(state="refused", refused_since=None, last_error="no room")
     assert "inconsistent (journal" in first(state="refused", consistent=False), "nothing is up to date that was never there"
     said = headline.detail({**GROUP, "group_id": "g", "lsn": {"end": 7, "durable": 7, "applied": 7}, "stores": [], "links": [],
                             "journal": {"used": 3, "size": 100, "engine": "e", "checkpoints": 1}, "window": {"used": 1, "size": 2},

@@ -145,7 +145,9 @@ def _link(link: dict[str, Any], journal: str, paint: Paint) -> str:
     state, error = link["state"], link["last_error"]
     if state != "streaming":
         why = f" ({error}{_ago(link.get('last_error_time'))})" if error and state in TROUBLED else ""
-        words.append(paint(state, LINK_WEIGHT.get(state, "bad")) + why)
+        since = link.get("refused_since") if why else None
+        lasts = f" for {duration(max(0.0, time.time() - since))}" if since is not None else ""
+        words.append(paint(state, LINK_WEIGHT.get(state, "bad")) + lasts + why)
     if link["consistent"]:
         words.append(paint("consistent", "good"))
     else:

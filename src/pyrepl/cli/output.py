@@ -122,6 +122,7 @@ class Link(Part):
     reason: str | None
     last_error: str | None
     last_error_time: Time | None
+    refused_since: Time | None
     refused: list[Refused]
 
 

@@ -42,10 +42,12 @@ REFUSALS = (
     "stores",  # first pairing: names or sizes that do not match
     "lineage",  # histories that have nothing in common, or a position that cannot follow
     "busy",  # not now: try again later
-    "state",  # failed, closing
+    "space",  # no room for what a resync overwrites
+    "failed",  # the group has failed there: it goes on when it was opened again
+    "state",  # closing, or held up
 )
-"""The closed list of reasons in a REFUSE; only ``busy`` and ``state`` pass by themselves."""
-PASSING = ("busy", "state")
+"""The closed list of reasons in a REFUSE; the last four pass by themselves."""
+PASSING = ("busy", "space", "failed", "state")
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
