@@ -151,9 +151,10 @@ def test_events_in_a_resync_find_no_room_either(pair: Pair, length: int) -> None
     pair.small.leave(22 * MIB)
     pair.link.resume()
     until(lambda: "stands still" in pair.link.status()["last_error"], "the copies stand still", WAIT)
-    pair.small.leave(8 * MIB)
+    pair.small.leave(6 * MIB)
     for number in range(300 if length == 4096 else 4):
-        pair.volume.write((number * 37 % 255 * 65536) if length == 4096 else 12 * MIB, pair.random.randbytes(length))
+        offset = number * 37 % 255 * 65536 if length == 4096 else number * length
+        pair.volume.write(offset, pair.random.randbytes(length))
     pair.group.flush()
     end = time.monotonic() + 8
     while time.monotonic() < end:
