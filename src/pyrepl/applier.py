@@ -20,7 +20,7 @@ from pyrepl._core.epoch import Epoch
 from pyrepl._core.window import Entry
 from pyrepl.catalog import VOLUME, Catalog
 from pyrepl.errors import check
-from pyrepl.operations import Created, Deleted, Effect, Operation, Outcome, Perform, Set
+from pyrepl.operations import CopiedImage, Created, Deleted, Effect, Operation, Outcome, Perform, Reworked, Set
 from pyrepl.workshop import NOTHING, Done, Workshop
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ class OperationResult(msgspec.Struct, frozen=True, kw_only=True):
     """From there to its performance here; None: not known."""
     links: int = 0
     """That the group had when it was admitted here; 0 at a secondary."""
+    refused_at: tuple[str, ...] = ()
+    """Links of which the secondaries have refused it."""
+    bytes_refusable: int = 0
+    """Of ``bytes_changed``, what such a secondary did not make: from images, and by plug-ins."""
     arguments: dict[str, Any] = {}
     digest: bytes = b""
     failed: str = ""
@@ -61,7 +65,7 @@ class OperationResult(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def bytes_avoided(self) -> int:
         """See ``operations.avoided``."""
-        return operations.avoided(self.bytes_changed, self.links)
+        return operations.avoided(self.bytes_changed, self.links, self.bytes_refusable, len(self.refused_at))
 
 
 MOST_RESULTS = 1024
@@ -81,6 +85,7 @@ class Applier:
         self.results: dict[int, OperationResult] = {}
         self.links: dict[int, int] = {}  # operations that were admitted here and wait: LSN -> links of the group
         self.bytes_avoided = 0  # of all that were performed since the site was opened
+        self._refused: dict[int, list[str]] = {}  # of those that wait: the links whose secondaries have refused it
         self.performed: Counter[str] = Counter()  # operations by kind, since the site was opened
         self.cursors: dict[int, int] = {}  # slot -> region where the mover goes on
         self.moving = True  # something may be left for the mover
@@ -232,7 +237,7 @@ class Applier:
         worked = done.place(self.shelf.work_slots(len(done.benches), placed, scratch))
         note = notes.Performed(
             entry.next_position, entry.last_lsn, is_item, body, placed, scratch, scratch_size, refused, worked,
-            done.outcomes if done.decides else [], done.differs)
+            done.decided if done.decides or self.site.links else [], done.differs)
         self.window.make_durable(self.window.append_note(notes.PERFORMED, notes.encode(note)))  # rule op_durable
         changed = self.shelf.perform(effects, placed, scratch, scratch_size, refused=refused, worked=worked,
                                      devices=done.devices())  # rule op_note_map
@@ -260,16 +265,35 @@ class Applier:
             members.append(MemberResult(kind=member.kind, bytes_changed=regions * region_size, created=_made(effects),
                                         digest=of.said, failed=of.failed))
         of = outcomes[0] if isinstance(plain, Perform) else Outcome()
+        refusable = sum(count for count, effect in zip(changed, operation.effects(region_size), strict=False)
+                        if isinstance(effect, CopiedImage | Reworked))
         result = OperationResult(lsn=lsn, kind=operation.kind, bytes_changed=sum(changed) * region_size,
                                  created=_made(operation.effects(region_size)), members=members,
-                                 refused=refused, time_ns=entry.time_ns, links=self.links.pop(lsn, 0),
+                                 refused=refused, time_ns=entry.time_ns, bytes_refusable=refusable * region_size,
                                  seconds=max(0, self.window.time() - entry.time_ns) / 1e9 if entry.time_ns else None,
                                  arguments=operations.arguments(plain, names), digest=of.said, failed=of.failed)
         self.performed[result.kind] += 1
-        self.bytes_avoided += result.bytes_avoided
-        self.results[result.lsn] = result
-        while len(self.results) > MOST_RESULTS:
-            del self.results[next(iter(self.results))]
+        with self.site.guard:  # links hear of refusals in threads of their own
+            result = msgspec.structs.replace(
+                result, links=self.links.pop(lsn, 0), refused_at=tuple(self._refused.pop(lsn, ())))
+            self.bytes_avoided += result.bytes_avoided
+            self.results[result.lsn] = result
+            while len(self.results) > MOST_RESULTS:
+                del self.results[next(iter(self.results))]
+
+    def refused_at(self, link: str, lsn: int) -> None:
+        """A secondary has refused what was admitted here, and gets the data instead: it may say so before this site has
+        performed it, long after, and once more with each connection."""
+        with self.site.guard:
+            result = self.results.get(lsn)
+            if result is None:
+                names = self._refused.setdefault(lsn, []) if lsn > self.window.state().applied_lsn else [link]
+                if link not in names:
+                    names.append(link)
+            elif link not in result.refused_at:
+                known = msgspec.structs.replace(result, refused_at=(*result.refused_at, link))
+                self.results[lsn] = known
+                self.bytes_avoided -= result.bytes_avoided - known.bytes_avoided
 
     # ---- the mover
 

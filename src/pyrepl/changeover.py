@@ -244,9 +244,11 @@ class Changeover:
                     group.succession.cancel()
                     group.attachments.end()
                 told = site.end.succession if not site.successor else None
-                links = [group.attachments.make(info.name, info.address, info.mode, _options(info))
-                         for info in told or ()]
+                names = group.attachments.free_names([info.name for info in told or ()])
+                links = [group.attachments.make(name, info.address, info.mode, _options(info))
+                         for name, info in zip(names, told or (), strict=True)]
                 lsn = site.roles.take_lead(alone=alone, links=links)
+                group.attachments.redial()  # those that it had as a secondary tell who leads now
                 group.attachments.enter(links)
             finally:
                 site.roles.changing = False

@@ -188,6 +188,8 @@ def _on_link(group: Group, link: Attachment, travels: list[Operation], lsn: int,
         "divergent_bytes_after": cost.after * size,
         "bytes_added": cost.added * size,
         "bytes_removed": cost.removed * size,
+        "bytes_if_refused": cost.refused * size if cost.refused is not None else None,
+        "last_refused": next(iter(status["refused"][-1:]), None) if cost.refused is not None else None,
         "bytes_avoided": changed,
         "unsettles": cost.unsettles,
     }

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pyrepl import operations
 from pyrepl._core import batch, layout
-from pyrepl.knowledge import Knowledge, Performed, Piece, Skipped, kept_operation
+from pyrepl.knowledge import Knowledge, Performed, Piece, Skipped, kept_operation, passed
 from pyrepl.operations import Operation
 from pyrepl.protocol.frames import HEADER
 
@@ -30,6 +30,7 @@ class Cost(NamedTuple):
         added: of those, the regions that differ because of it, and are copied.
         removed: the regions that do not differ any more because of it, and are not.
         unsettles: it leaves the secondary no earlier state of the primary, for a while.
+        refused: ``added`` if the secondary refuses it, which is known only when it has been asked; None: it cannot.
     """
 
     performed_as: str
@@ -39,6 +40,7 @@ class Cost(NamedTuple):
     added: int
     removed: int
     unsettles: bool
+    refused: int | None
 
 
 class Forecast:
@@ -59,8 +61,11 @@ class Forecast:
         self._begun_with = dict(knowledge.catalog.stores)
         for number in knowledge.extra():  # dropped first
             knowledge.divergence.remove(number)
-        for store in knowledge.missing():  # made first, and different everywhere then
-            knowledge.divergence.add(store.id, store.size // site.region_size, differs=True)
+        self._make()
+
+    def _make(self) -> None:
+        for store in self._knowledge.missing():  # made first, and different everywhere then
+            self._knowledge.divergence.add(store.id, store.size // self._site.region_size, differs=True)
 
     def reach(self, lsn: int) -> None:
         """Goes on until everything up to ``lsn`` is performed there. Reads of the journal what is not in memory.
@@ -90,17 +95,31 @@ class Forecast:
                 elif entry.batch_kind == layout.BATCH_OPERATION:
                     operation = operations.decode(bytes(entry.body))
                     knowledge.take(Performed(entry.last_lsn, after, operation), region_size)
+                elif (beside := passed(entry, region_size)) is not None:
+                    knowledge.take(beside, region_size)
+                    self._make()
                 else:
                     knowledge.position = after
 
     def cost(self, *made: Operation) -> Cost:
         """Of this operation where the secondary is now, which it changes nothing of. Of an early one: of both that it
         is, with nothing between them."""
+        knowledge, added, removed = self._change(made)
+        count = self._knowledge.divergence.count()
+        performed_as = COMMAND if self._paired or knowledge.catalog.stores == self._begun_with else DATA
+        is_command = performed_as == COMMAND
+        length = sum(map(self._frame, made)) if is_command else 0
+        unsettles = is_command and any(map(operations.unsettles, made))
+        may_be_refused = is_command and any(map(operations.may_be_refused, made))
+        refused = self._change(made, refused=True)[1] if may_be_refused else None
+        return Cost(performed_as, length, count, knowledge.divergence.count(), added, removed, unsettles, refused)
+
+    def _change(self, made: tuple[Operation, ...], *, refused: bool = False) -> tuple[Knowledge, int, int]:
+        """What is known of the secondary then; regions that differ because of it, and that do not any more."""
         knowledge = self._knowledge.copy()
         before = {store: regions.copy() for store, regions in knowledge.divergence.maps.items()}
-        count = knowledge.divergence.count()
         for operation in made:
-            knowledge.take(Performed(knowledge.lsn + 1, knowledge.position, operation), self._site.region_size)
+            knowledge.take(Performed(knowledge.lsn + 1, knowledge.position, operation, refused), self._site.region_size)
         added = removed = 0
         after = knowledge.divergence.maps
         for store in before.keys() | after.keys():
@@ -114,11 +133,7 @@ class Forecast:
                 if new is not None:
                     old.subtract(new)
                 removed += old.count()
-        performed_as = COMMAND if self._paired or knowledge.catalog.stores == self._begun_with else DATA
-        is_command = performed_as == COMMAND
-        length = sum(map(self._frame, made)) if is_command else 0
-        unsettles = is_command and any(map(operations.unsettles, made))
-        return Cost(performed_as, length, count, knowledge.divergence.count(), added, removed, unsettles)
+        return knowledge, added, removed
 
     def _frame(self, operation: Operation) -> int:
         """Bytes of the frame in which one travels."""

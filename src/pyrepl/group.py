@@ -95,6 +95,7 @@ class Group:
         self.trials = Trials(self, placement.folder)
         if site is not None:
             site.roles.asked = self.succession.begin
+            site.roles.feeding = lambda: next((feed.link for feed in self.feeds(site) if feed.is_open), "")
             self.attachments.enter_site(site)
             self._hooks = site.gate = Hooks(site, hooks, emit)  # before the applier begins, too
             plugins = site.plugins = InstalledPlugins()
@@ -163,8 +164,9 @@ class Group:
         from pyrepl.views import PROTECTIVE
 
         self.check()
-        views = self.site.views
-        return [KeptSnapshot(self, entry) for entry in (*views.kept(), *views.kept(PROTECTIVE))]
+        views, protective = self.site.views, self.site.protective.status() is not None  # else it is about to go
+        entries = (*views.kept(), *(views.kept(PROTECTIVE) if protective else ()))
+        return [KeptSnapshot(self, entry) for entry in entries]
 
     def kept_snapshot(self, name: str) -> KeptSnapshot:
         """The kept snapshot of that name.
@@ -528,13 +530,15 @@ class Group:
 
         - ``name``, ``state``, ``consistent``, ``lag_bytes`` (of the journal, which go before the operation): of the
           link as it is now.
-        - ``performed_as``: "command", or "data" (a link that was never paired, whose secondary begins later). Whether a
-          secondary has an image is not known before it is asked to use it: it counts as there.
+        - ``performed_as``: "command", or "data" (a link that was never paired, whose secondary begins later).
         - ``command_bytes``: on the wire, of the command with its frame.
         - ``divergent_bytes``, ``divergent_bytes_after``: of regions that differ at the secondary, when it has come to
           that place, without the operation and with it.
         - ``bytes_added``, ``bytes_removed``: of regions that differ, and will be copied, because of it; that do not
           differ any more because of it, and will never be copied.
+        - ``bytes_if_refused``: ``bytes_added`` if the secondary refuses it: whether one has an image or a plug-in, and
+          comes to the same, is not known before it is asked; the other figures are of one that performs it. None: it
+          cannot refuse it. ``last_refused``: then ``lsn`` and ``reason`` of what it has refused last, None: nothing.
         - ``bytes_avoided``: what shipping the changed data would put on the wire.
         - ``unsettles``: the secondary is no earlier state of this site for a while because of it, as of an early
           operation: it keeps a protective snapshot, and writes in mode sync do not wait for it.
@@ -801,11 +805,12 @@ class Group:
             mode: "async": writes never wait for it. "sync": they return when its journal holds them, while it keeps up.
             bandwidth: bytes per second that are sent at most, from the first synchronization on; 0: no limit.
 
-        Mode, address and bandwidth can be changed later: :meth:`Attachment.set`.
+        Mode, address and bandwidth can be changed later: :meth:`Attachment.set`. A secondary may have links, too, in
+        mode "async": it passes on what it is fed (a cascade).
 
         Raises:
             Exists: a link has that name.
-            Refused: this group is a secondary.
+            Refused: a secondary that was never paired, that is delayed, or for the mode "sync".
         """
         self.check()
         return self.attachments.add(name, address, mode, bandwidth)
@@ -1047,6 +1052,11 @@ class Group:
         result = self.site.result(lsn)
         return result.bytes_changed if result is not None else None
 
+    def avoided(self, lsn: int) -> int | None:
+        """See :attr:`OperationResult.bytes_avoided`, of the operation at this LSN, if it is known."""
+        result = self.site.result(lsn)
+        return result.bytes_avoided if result is not None else None
+
     def figures(self, lsn: int) -> list[int]:
         """Bytes changed by each member of the set at this LSN, as far as they are known."""
         result = self.site.result(lsn)
@@ -1245,6 +1255,13 @@ class Group:
         fault.__cause__ = error
         self.fault = fault
         self.emit({"event": "group-failed", "group": self.name, "error": fault.code, "text": str(fault)})
+        threading.Thread(target=self._send_away, name="pyrepl-cut", daemon=True).start()  # the failing one holds locks
+
+    def _send_away(self) -> None:
+        """Whoever feeds this group is to hear that it has failed: it knocks again, and is told."""
+        if self._site is not None:
+            for feed in self.feeds(self._site):
+                feed.cut()
 
     def _entry(self, name: str, kind: str = "") -> StoreEntry:
         entries = [entry for entry in self.entries() if not kind or entry.kind == kind]

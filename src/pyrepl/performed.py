@@ -34,7 +34,7 @@ def performed(group: Group) -> list[dict[str, Any]]:
             "arguments": result.arguments,
             "bytes_changed": result.bytes_changed,
             "bytes_avoided": result.bytes_avoided,
-            "secondaries": outcomes(result.lsn),
+            "secondaries": outcomes(result.lsn, result.refused_at),
             "refused": result.refused or None,
             "digest": result.digest.hex() or None,
             "failed": result.failed or None,

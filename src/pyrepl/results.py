@@ -52,6 +52,7 @@ class OperationResult:
     def __init__(self, group: Group, admission: Admission) -> None:
         self._group = group
         self._changed: int | None = None
+        self._avoided: int | None = None
         self._outcome: tuple[bytes, str] | None = None
         self.links = len(group.site.links)
         self.lsn = admission.lsn
@@ -97,17 +98,19 @@ class OperationResult:
         """Bytes of whole regions whose content may have changed here; None until it is performed (or if nobody asked
         for long: the figures of the last 1024 operations are kept)."""
         if self._changed is None:
-            self._changed = self._group.figure(self.lsn)
+            self._changed, self._avoided = self._group.figure(self.lsn), self._group.avoided(self.lsn)
         return self._changed
 
     @property
     def bytes_avoided(self) -> int | None:
         """Bytes that shipping the changed data would have put on the links that the group had, all together: 0 without
-        a link. None as long as :attr:`bytes_changed` is."""
-        from pyrepl.operations import avoided  # the command line, which asks for a status, is quicker without it
-
-        changed = self.bytes_changed
-        return avoided(changed, self.links) if changed is not None else None
+        a link. A link whose secondary refused it (it lacks the image or the plug-in, or came to another result) got the
+        data, and does not count for these: that is known when the secondary has said so, and the figure is less from
+        then on. None as long as :attr:`bytes_changed` is."""
+        if self.bytes_changed is not None:
+            known = self._group.avoided(self.lsn)  # a secondary may have refused it since
+            self._avoided = known if known is not None else self._avoided
+        return self._avoided
 
     def wait(
         self, where: str = "primary", timeout: float | None = None, progress: Progress | None = None
@@ -125,7 +128,7 @@ class OperationResult:
         """
         self._group.wait(self.lsn, where=where, timeout=timeout, progress=progress)
         if where == "primary":
-            self._changed = self.bytes_changed  # while the figure is still kept
+            self._changed, self._avoided = self.bytes_changed, self.bytes_avoided  # while the figures are still kept
             self._look()
         return self
 

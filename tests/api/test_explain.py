@@ -266,3 +266,34 @@ def test_the_end_is_waited_for_as_long_as_is_wanted(rig, monkeypatch):
     monkeypatch.setattr(type(rig.near), "_wait_applied", lambda *_: False)
     with pytest.raises(WaitTimeout), rig.near.explain(timeout=0.01) as ops:
         ops.mark("m")
+
+
+def test_what_a_secondary_may_refuse_is_said_with_what_it_costs_then(rig, tmp_path):
+    """Of an image that it lacks: what is said is what the proxy counts, of a part, of a clone, and of a set."""
+    (tmp_path / "image").write_bytes(rig.rng.randbytes(SIZE))
+    golden = rig.near.add_image("golden", tmp_path / "image")
+
+    def both(ops):
+        ops.restore("w", golden, extent=(0, 2 * MIB))
+        ops.refresh("s")
+
+    cases = [
+        (lambda ops: ops.restore("v", golden, extent=(4 * REGION, MIB)),
+         lambda: rig.near.volume("v").restore(golden, extent=(4 * REGION, MIB)), MIB),
+        (lambda ops: ops.clone(golden, "twin"), lambda: golden.clone("twin"), SIZE),
+        (both, None, 2 * MIB),
+    ]
+    last = None
+    for tell, make, cost in cases:
+        link = on(explain(rig.near, tell))
+        assert link["bytes_if_refused"] == cost and link["bytes_added"] == 0 and link["last_refused"] == last
+        with rig.measured() as wire:
+            if make is not None:
+                make()
+            else:
+                with rig.near.unordered() as ops:
+                    both(ops)
+        assert cost <= wire.counts.copied <= cost + cost // 50 + 400
+        last = rig.link.status()["refused"][-1]
+    link = on(explain(rig.near, lambda ops: ops.refresh("s")))
+    assert link["bytes_if_refused"] is None and link["last_refused"] is None

@@ -296,6 +296,7 @@ def test_a_secondary_without_the_image_gets_the_data_at_the_same_point(two, tmp_
     (told,) = [one for one in far.operations() if one["lsn"] == result.lsn]
     assert told["refused"] == "it has no image of that name" and told["bytes_changed"] == 0
     assert group.operations()[-1]["refused"] is None
+    assert result.bytes_changed == 8 * REGION and result.bytes_avoided == 0, "the data came instead"
     (tmp_path / "far.img").write_bytes(content[::-1])
     far.add_image("golden", tmp_path / "far.img")
     clone = golden.clone("twin")
@@ -319,4 +320,38 @@ def test_one_link_falls_back_and_the_other_keeps_the_command(nodes, tmp_path, tw
     after = {link.name: link.wait_synced(WAIT) for link in group.links}
     assert after["rome"]["refused"] == [] and after["rome"]["bytes_sent"]["copied"] == before["rome"]
     assert len(after["paris"]["refused"]) == 1 and after["paris"]["bytes_sent"]["copied"] >= before["paris"] + SIZE
+    told = group.operations()[-1]
+    assert told["bytes_avoided"] == told["bytes_changed"] == SIZE, "at rome; at paris the data came instead"
     assert far.volume("data").read(0, SIZE) == third.volume("data").read(0, SIZE) == content
+
+
+def test_what_a_secondary_refused_is_not_avoided_there(two, tmp_path, content):
+    """However often it is heard, and whenever: before it is performed here, after it, and anew with each connection."""
+    group, data, far = two
+    (tmp_path / "near.img").write_bytes(content)
+    group.add_image("golden", tmp_path / "near.img")
+    link, begun = group.link("paris"), group.status()["bytes_avoided"]
+    link.pause()
+    snapshot = data.snapshot("s").result
+    data.write(0, os.urandom(REGION))
+    with group.unordered() as ops:
+        ops.restore("data", "golden", extent=(4 * REGION, 8 * REGION))
+        ops.clone("s", "twin")
+    both = ops.result.wait()
+    assert both.bytes_avoided == both.bytes_changed == 8 * REGION + SIZE, "nobody has refused it yet"
+    assert group.status()["bytes_avoided"] - begun == snapshot.bytes_avoided + both.bytes_avoided
+    for _ in range(2):
+        link.resume()
+        link.wait_synced(WAIT)
+        link.pause()
+        told = group.operations()[-1]
+        assert told["lsn"] == both.lsn and told["secondaries"] == {"paris": "refused"}
+        assert both.bytes_avoided == told["bytes_avoided"] == SIZE, "the clone was made there, the image was sent"
+        assert group.status()["bytes_avoided"] - begun == snapshot.bytes_avoided + SIZE
+    for _ in range(20):  # more than the link remembers by name
+        data.restore("golden", extent=(0, REGION))
+    link.resume()
+    link.wait_synced(WAIT)
+    for told in group.operations()[-20:]:
+        assert told["secondaries"] == {"paris": "refused"} and told["bytes_avoided"] == 0
+    assert group.status()["bytes_avoided"] - begun == snapshot.bytes_avoided + SIZE

@@ -142,6 +142,7 @@ def test_one_that_is_not_the_same_twice_is_found_and_its_data_are_sent(two: Two,
     assert refused == {"lsn": result.lsn, "reason": f"its {word} is not the primary's"}
     assert two.link.status()["bytes_sent"]["copied"] - copied < 2 * REGION + 8192, "the two regions that it may write"
     assert last(two.group)["secondaries"] == {"paris": "refused"}
+    assert result.bytes_avoided == last(two.group)["bytes_avoided"] == 0
     assert last(far(two))["refused"] == refused["reason"]
 
 
@@ -155,6 +156,7 @@ def test_a_secondary_without_the_plugin_gets_the_data(two: Two) -> None:
     same(two)
     (refused,) = two.link.status()["refused"]
     assert refused == {"lsn": result.lsn, "reason": "there is no plug-in 'invert' here"}
+    assert result.bytes_changed == 2 * REGION and result.bytes_avoided == last(two.group)["bytes_avoided"] == 0
     far(two).site.plugins = installed
     result = two.group.perform(cases.Invert("data", 0, 2 * REGION))
     same(two)

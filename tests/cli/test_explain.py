@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from pyrepl.cli import output
@@ -50,6 +52,7 @@ def test_of_an_early_operation(berlin, snapshot, words):
     given = words.replace("{}", snapshot).split()
     said = berlin.ok("explain", *given).splitlines()[1]
     assert "streaming: two commands of" in said and "not consistent for a while, and what changes until" in said
+    assert ("or the whole volume if it is given up" in said) == ("restore" in words)
     (link,) = berlin.json(output.Explanation, "explain", *given).links
     assert link.unsettles and link.command_bytes > 0
     assert "is not compared: leave --verify out" in berlin.fails(2, "explain", *given, "--verify")
@@ -61,6 +64,26 @@ def test_of_an_early_operation(berlin, snapshot, words):
     ("snapshot create {} x --early", "are of one store")])
 def test_what_cannot_be_early(berlin, snapshot, words, say):
     assert say in berlin.fails(2, "explain", *words.replace("{}", snapshot).split())
+
+
+def test_of_what_a_secondary_may_refuse(berlin, paris, snapshot, tmp_path):
+    """It cannot be known before it is asked: both are said, and that it has refused the like."""
+    (tmp_path / "golden.img").write_bytes(os.urandom(4 * MIB))
+    berlin.ok("image", "add", f"{snapshot}/golden", str(tmp_path / "golden.img"))
+    words = ("volume", "restore", f"{snapshot}/data", "golden")
+    line = berlin.ok("explain", *words).splitlines()[1]
+    assert line.endswith(", or 4 MiB of data if it cannot perform it; shipping would be 4 MiB")
+    (link,) = berlin.json(output.Explanation, "explain", *words).links
+    assert (link.performed_as, link.bytes_added, link.bytes_if_refused, link.last_refused) == ("command", 0, 4 * MIB, None)
+    lsn = berlin.json(output.Operation, *words, "--force").lsn
+    berlin.ok("wait", snapshot, "synced", "--timeout", "60")
+    line = berlin.ok("explain", *words).splitlines()[1]
+    assert f"of data if it cannot perform it (the last that it has refused is at LSN {lsn}: it has no image of that name)" in line
+    (link,) = berlin.json(output.Explanation, "explain", *words).links
+    assert link.last_refused.lsn == lsn and link.bytes_if_refused == 4 * MIB
+    (link,) = berlin.json(output.Explanation, "explain", "volume", "restore", f"{snapshot}/data", "monday").links
+    assert link.bytes_if_refused is None and link.last_refused is None
+    berlin.ok("image", "remove", f"{snapshot}/golden")
 
 
 def test_without_a_link(berlin, group):

@@ -101,11 +101,11 @@ def test_what_is_kept_off_the_links_is_not_promised(berlin, paris, pair):
     said = berlin.ok("perform", pair, "invert", "--arg", "store=data", "--arg", "offset=0", "--arg", "length=9")
     assert said.endswith(("changed, 64 KiB kept off the links if paris comes to the same\n",
                           "changed\nrefused at paris, which gets the data instead\n"))
-    assert kept_off(5 << 20, 15 << 20, {}) == ", 15 MiB kept off the links"
-    assert kept_off(5 << 20, 15 << 20, {"a": "performed", "b": "refused", "c": "pending"}) == (
+    assert kept_off(15 << 20, {}) == ", 15 MiB kept off the links"
+    assert kept_off(10 << 20, {"a": "performed", "b": "refused", "c": "pending"}) == (
         ", 10 MiB kept off the links if c comes to the same")
-    assert kept_off(5 << 20, 10 << 20, {"a": "pending", "b": "pending"}) == ", 10 MiB kept off the links if a, b come to the same"
-    assert kept_off(5 << 20, 5 << 20, {"a": "refused"}) == kept_off(5 << 20, 0, {}) == ""
+    assert kept_off(10 << 20, {"a": "pending", "b": "pending"}) == ", 10 MiB kept off the links if a, b come to the same"
+    assert kept_off(0, {"a": "refused"}) == kept_off(0, {}) == ""
 
 
 def test_as_members_of_a_set(berlin, group):

@@ -57,6 +57,9 @@ def test_the_first_line(link, line):
 def test_how_long_ago_the_last_error_was():
     assert "refused (sizes differ, 1 h 1 min ago), consistent" in first(state="refused", last_error="sizes differ",
                                                                         last_error_time=time.time() - 3690)
+    assert "refused for 3 min 5 s (no room), consistent" in first(state="refused", last_error="no room",
+                                                                  refused_since=time.time() - 185)
+    assert "refused for" not in first(state="refused", refused_since=None, last_error="no room")
     assert "inconsistent (journal" in first(state="refused", consistent=False), "nothing is up to date that was never there"
     said = headline.detail({**GROUP, "group_id": "g", "lsn": {"end": 7, "durable": 7, "applied": 7}, "stores": [], "links": [],
                             "journal": {"used": 3, "size": 100, "engine": "e", "checkpoints": 1}, "window": {"used": 1, "size": 2},
@@ -94,6 +97,18 @@ def test_split_brain_in_the_first_line():
     assert below.startswith("db  secondary  consistent, SPLIT BRAIN with node abababab") and "or the same there, at LSN 7" in below
     assert first({"role": "secondary", "links": [], "primary_connected": False, "fed_by": "ab"}) == (
         "db  secondary  consistent, its primary is not connected, at LSN 7 (journal 3 % full)")
+
+
+def test_the_first_lines_of_a_cascade():
+    """Each says who feeds it, and whom it feeds."""
+    middle = {**GROUP, "role": "secondary", "primary_connected": True, "fed_by": "ab" * 16, "above": [], "links": [LINK]}
+    assert headline.lines(middle) == [
+        "db  secondary  consistent, fed by its primary, node abababab, at LSN 7 (journal 3 % full)",
+        "               → paris  consistent, up to date (journal 3 % full)"]
+    last = {**middle, "above": ["cd" * 16], "links": []}
+    assert headline.lines(last) == ["db  secondary  consistent, fed by node abababab, a secondary itself, at LSN 7 (journal 3 % full)"]
+    assert headline.lines({**last, "primary_connected": False}) == [
+        "db  secondary  consistent, node abababab, which feeds it, is not connected, at LSN 7 (journal 3 % full)"]
 
 
 def test_watch_tells_a_split_brain_once():

@@ -59,6 +59,7 @@ LEFT_OUT = {
         "admission": INSIDE,
         "emit": INSIDE,
         "feeds": INSIDE,
+        "avoided": INSIDE,
         "figure": INSIDE,
         "figures": INSIDE,
         "outcome": INSIDE,

@@ -129,6 +129,9 @@ def explain(ctx: click.Context, operation: tuple[str, ...], as_json: bool, socke
     synchronize, snapshot create, refresh, clone or delete, image clone, perform, or mark, with its arguments. It
     needs no --force here.
 
+    Whether a secondary has an image or a plug-in is known when it is asked to use it: so both are said, the command
+    and the data that it gets instead.
+
     \b
     Example:
       pyrepl explain volume restore db/data monday
@@ -145,21 +148,29 @@ def explain(ctx: click.Context, operation: tuple[str, ...], as_json: bool, socke
     if as_json or given["as_json"]:
         from pyrepl.cli import output
 
-        links = [output.pick(output.LinkCost, link) for link in told["links"]]
+        links = [
+            output.pick(output.LinkCost, link,
+                        last_refused=output.Refused(**link["last_refused"]) if link["last_refused"] else None)
+            for link in told["links"]
+        ]
         output.write(output.pick(output.Explanation, told, group=group_name, links=links))
         return
     click.echo(f"{told['kind']} in {group_name}: {sizes.human(told['bytes_changed'])} would change here")
     for link in told["links"]:
-        click.echo(f"  → {link['name']}  {_line(link, early=given.get('early', False))}")
+        click.echo(f"  → {link['name']}  {_line(link, told['kind'], early=given.get('early', False))}")
     if not told["links"]:
         click.echo("  no links")
 
 
-def _line(link: dict[str, Any], *, early: bool) -> str:
+def _line(link: dict[str, Any], kind: str, *, early: bool) -> str:
     human = sizes.human
     if link["performed_as"] == "command":
         what = "two commands" if early else "a command"
         parts = [f"{link['state']}: {what} of {human(link['command_bytes'])}"]
+        if link["bytes_if_refused"] is not None:
+            last = link["last_refused"]
+            known = f" (the last that it has refused is at LSN {last['lsn']}: {last['reason']})" if last else ""
+            parts.append(f"or {human(link['bytes_if_refused'])} of data if it cannot perform it{known}")
     else:
         parts = [f"{link['state']}: with the first synchronization"]
     if link["bytes_added"]:
@@ -172,6 +183,8 @@ def _line(link: dict[str, Any], *, early: bool) -> str:
         parts.append("not consistent for a while")
     if early:
         parts.append("and what changes until it is performed here")
+        if kind == "restore":
+            parts.append("or the whole volume if it is given up")
     return f"{', '.join(parts)}; shipping would be {human(link['bytes_avoided'])}"
 
 

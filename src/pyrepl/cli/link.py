@@ -46,6 +46,7 @@ def add(
     """Attaches the secondary that listens at ADDRESS (host:port), and begins to synchronize it.
 
     The secondary is a group of the same name, made with --role secondary, with volumes of the same names and sizes.
+    At a secondary that is paired this makes a cascade: it passes on what its own primary sends it.
 
     \b
     Example:

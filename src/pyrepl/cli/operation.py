@@ -91,10 +91,7 @@ def show(node: RemoteNode, group: str, lsn: int, as_json: bool) -> None:
     plain = shows_only(one["kind"], [member["kind"] for member in one["members"]])
     click.echo(f"{one['kind']} at LSN {lsn} of {group}: performed" + ("" if plain else f", {_bytes(one)} changed"))
     if one["bytes_avoided"] and not plain:
-        sent = list(one["secondaries"].values()).count("refused")  # there the data came instead
-        kept = one["bytes_avoided"] - sent * one["bytes_changed"]
-        if kept > 0:
-            click.echo(f"{sizes.human(kept)} kept off the links")
+        click.echo(f"{sizes.human(one['bytes_avoided'])} kept off the links")
     for name, state in one["secondaries"].items():
         click.echo(f"{state} at {name}{', which got the data instead' if state == 'refused' else ''}")
     if one["created"]:

@@ -110,19 +110,17 @@ def instead_at(group: RemoteGroup, result: RemoteOperationResult) -> dict[str, s
     return found
 
 
-def kept_off(changed: int, avoided: int, at: dict[str, str]) -> str:
+def kept_off(avoided: int, at: dict[str, str]) -> str:
     """What of an operation need not cross the links, for people; empty: nothing, or it is not known of any.
 
     Args:
-        changed: bytes.
-        avoided: bytes on all links, if all secondaries perform it.
+        avoided: bytes on all links, if all secondaries perform it that have not refused it.
         at: what has become of it at each, if that may be refused there.
     """
-    refused, pending = ([name for name, state in at.items() if state == word] for word in ("refused", "pending"))
-    kept = avoided - len(refused) * changed
-    if kept <= 0:
+    pending = [name for name, state in at.items() if state == "pending"]
+    if avoided <= 0:
         return ""
-    text = f", {sizes.human(kept)} kept off the links"
+    text = f", {sizes.human(avoided)} kept off the links"
     return f"{text} if {', '.join(pending)} {'comes' if len(pending) == 1 else 'come'} to the same" if pending else text
 
 
@@ -170,7 +168,7 @@ def tell(
     line = f"{what}: {result.state} at LSN {result.lsn}"
     if result.bytes_changed and not shows_only(result.kind, [member.kind for member in result.members]):
         line += f", {sizes.human(result.bytes_changed)} changed"
-        kept = kept_off(result.bytes_changed, result.bytes_avoided or 0, at or {})
+        kept = kept_off(result.bytes_avoided or 0, at or {})
         line += kept
         line += " of secondaries that have the image" if image and kept else ""
     if result.digest:

@@ -122,6 +122,7 @@ class Link(Part):
     reason: str | None
     last_error: str | None
     last_error_time: Time | None
+    refused_since: Time | None
     refused: list[Refused]
 
 
@@ -225,6 +226,7 @@ class Group(Part):
     yields: bool | None
     asking: list[str] | None
     fed_by: str | None
+    above: list[str] | None
     primary_connected: bool | None
     split_brain: list[SplitBrain]
     last_refusal: str | None
@@ -393,6 +395,8 @@ class LinkCost(Part):
     divergent_bytes_after: Bytes
     bytes_added: Bytes
     bytes_removed: Bytes
+    bytes_if_refused: Bytes | None
+    last_refused: Refused | None
     bytes_avoided: Bytes
     unsettles: bool
 

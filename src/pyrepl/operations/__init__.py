@@ -101,6 +101,11 @@ def works(operation: Operation) -> list[Perform]:
     return [member for member in members if isinstance(member, Perform)]
 
 
+def may_be_refused(operation: Operation) -> bool:
+    """Whether a secondary may lack what it needs for it, or come to something else, and get the data instead."""
+    return copies_image(operation) or bool(works(operation))
+
+
 def unordered(catalog: Catalog, makers: Sequence[Callable[[Catalog], Operation]]) -> Set:
     """A set of what these constructors make. Each is given a catalog that has, beside the stores of the group, those
     that the ones before it make; so a member that uses a store of another is found out as what it is, a conflict.
@@ -196,6 +201,7 @@ __all__ = [
     "is_unordered",
     "judge",
     "mark",
+    "may_be_refused",
     "perform",
     "plain",
     "refresh",

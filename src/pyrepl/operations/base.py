@@ -67,11 +67,15 @@ class Deleted(NamedTuple):
 Effect = Created | Copied | CopiedImage | Reworked | Resized | Deleted
 
 
-def avoided(bytes_changed: int, links: int) -> int:
+def avoided(bytes_changed: int, links: int, bytes_refused: int = 0, refused: int = 0) -> int:
     """Bytes that shipping the data in place of the operation would have put on the links, all together: whole regions
     whose content it may have changed, once for each link that the group had when the operation was admitted. The
-    command itself and framing are not counted. Everything that tells ``bytes_avoided`` goes by this."""
-    return bytes_changed * links
+    command itself and framing are not counted. Everything that tells ``bytes_avoided`` goes by this.
+
+    Args:
+        refused: links of which the secondaries refused it: they got the data.
+        bytes_refused: of ``bytes_changed``, what these did not make."""
+    return bytes_changed * links - bytes_refused * min(refused, links)
 
 
 class Footprint(NamedTuple):

@@ -77,6 +77,7 @@ class OperationInfo(Value, frozen=True, kw_only=True):
     links: int
     created: dict[str, int]
     bytes_changed: int | None = None
+    bytes_avoided: int | None = None
     stores: tuple[StoreInfo, ...] = ()
     members: tuple[MemberInfo, ...] = ()
     figures: tuple[int, ...] = ()

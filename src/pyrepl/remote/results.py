@@ -29,6 +29,7 @@ class RemoteOperationResult:
         self._group = group
         self.links = info.links
         self._known = info
+        self._avoided = info.bytes_avoided
         self.lsn = info.lsn
         self.kind = info.kind
         self.created = dict(info.created)
@@ -73,11 +74,12 @@ class RemoteOperationResult:
 
     @property
     def bytes_avoided(self) -> int | None:
-        """Bytes that shipping the changed data would have put on the links, all together."""
-        from pyrepl.operations import avoided  # the command line, which asks for a status, is quicker without it
-
-        changed = self.bytes_changed
-        return avoided(changed, self.links) if changed is not None else None
+        """Bytes that shipping the changed data would have put on the links, all together, but for those whose
+        secondaries have refused it by now."""
+        if self.bytes_changed is not None:
+            known = self._ask().bytes_avoided  # a secondary may have refused it since
+            self._avoided = known if known is not None else self._avoided
+        return self._avoided
 
     def wait(
         self, where: str = "primary", timeout: float | None = None, progress: Progress | None = None
@@ -105,9 +107,14 @@ class RemoteOperationResult:
         compared = self._known.verification
         going_on = compared is not None and not compared["done"]
         if self._known.state != PERFORMED or self._known.bytes_changed is None or going_on:
-            request = requests.GroupOperation(group=self._group.name, lsn=self.lsn)
-            self._known = self._group.channel.call(request)[0]
+            self._known = self._ask()
+            self._avoided = self._known.bytes_avoided
         return self._known
+
+    def _ask(self) -> requests.OperationInfo:
+        request = requests.GroupOperation(group=self._group.name, lsn=self.lsn)
+        info: requests.OperationInfo = self._group.channel.call(request)[0]
+        return info
 
 
 class RemoteEvents(Iterator[dict[str, Any]]):

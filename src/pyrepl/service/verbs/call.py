@@ -182,6 +182,7 @@ def operation_info(result: OperationResult) -> OperationInfo:
         links=result.links,
         created=result.created,
         bytes_changed=result.bytes_changed,
+        bytes_avoided=result.bytes_avoided,
         stores=tuple(store_info(snapshot) for snapshot in result.snapshots),
         members=tuple(
             MemberInfo(kind=member.kind, created=member.created, bytes_changed=member.bytes_changed,

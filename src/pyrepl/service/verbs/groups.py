@@ -217,6 +217,7 @@ def group_operation(call: Call, request: requests.GroupOperation) -> OperationIn
         links=0,
         created={},
         bytes_changed=figure,
+        bytes_avoided=group.avoided(request.lsn),
         figures=tuple(group.figures(request.lsn)),
         outcomes=tuple(group.outcome(request.lsn)),
         verification=judged.result() if judged is not None else None,
