@@ -30,6 +30,13 @@ class Comparisons:
         self._group = group
         self._busy = threading.Lock()
         self._judged: dict[int, Judged] = {}  # by LSN, the last of them
+        self._verified: dict[int, dict[str, dict[str, Any]]] = {}  # by LSN: of each link, what verifications found
+
+    def links(self, lsn: int) -> dict[str, dict[str, Any]] | None:
+        """What was found so far of each link, if what stands at this LSN is a verification that is over, or an
+        operation whose result is compared (and is kept)."""
+        judged = self.find(lsn)
+        return judged.result()["links"] if judged is not None else self._verified.get(lsn)
 
     def find(self, lsn: int) -> Judged | None:
         """Of the result of the operation at this LSN, if that was asked for (and is kept)."""
@@ -44,7 +51,9 @@ class Comparisons:
         self._begin()
         try:
             deadline = None if timeout is None else time.monotonic() + timeout
-            return verify(self._group, links, repair=repair, deadline=deadline, progress=progress)
+            found = verify(self._group, links, repair=repair, deadline=deadline, progress=progress)
+            _keep(self._verified, found["lsn"], found["links"])
+            return found
         finally:
             self._busy.release()
 
@@ -70,9 +79,7 @@ class Comparisons:
         except BaseException:
             self._busy.release()
             raise
-        self._judged[result.lsn] = judged
-        while len(self._judged) > MOST_RESULTS:
-            del self._judged[next(iter(self._judged))]
+        _keep(self._judged, result.lsn, judged)
         if wait:
             result.wait_all(timeout)
         return result
@@ -87,3 +94,9 @@ class Comparisons:
     def _begin(self) -> None:
         if not self._busy.acquire(blocking=False):
             raise Refused(f"group {self._group.name!r} is being verified already", reason="busy", retryable=True)
+
+
+def _keep(kept: dict[int, Any], lsn: int, new: Any) -> None:
+    kept[lsn] = new
+    while len(kept) > MOST_RESULTS:
+        del kept[next(iter(kept))]

@@ -92,7 +92,7 @@ def written_down(group: Group) -> list[dict[str, Any]]:
 
 
 def _verified(group: Group, lsn: int) -> dict[str, Any] | None:
-    judged = group.comparisons.find(lsn)
-    if judged is None:
+    links = group.comparisons.links(lsn)
+    if links is None:
         return None
-    return {name: {key: one[key] for key in _TOLD} for name, one in judged.result()["links"].items()}
+    return {name: {key: one[key] for key in _TOLD} for name, one in links.items()}

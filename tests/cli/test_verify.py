@@ -111,6 +111,8 @@ def is_told(berlin, group: str) -> int:
     assert (job.verb, job.state, job.result) == ("group.verify", "done", "64 KiB differ at paris")
     assert berlin.ok("job", "list", group).splitlines()[-1].endswith("done: 64 KiB differ at paris")
     assert berlin.ok("job", "show", str(job.id)).startswith(f"group.verify of {group}: done: 64 KiB differ at paris\n")
+    assert "compared with paris different" in berlin.ok("operation", "show", group, str(different.lsn))
+    assert berlin.ok("operation", "list", group).splitlines()[-1].endswith("paris different")
     return int(different.lsn)
 
 
