@@ -141,7 +141,7 @@ def _link(link: dict[str, Any], journal: str, paint: Paint) -> str:
         words.append(paint(state, LINK_WEIGHT.get(state, "bad")) + why)
     if link["consistent"]:
         words.append(paint("consistent", "good"))
-    elif link["peer"] and not link["connections"]:  # since the start: the secondary has yet to say
+    elif link.get("peer") and not link.get("connections", 1):  # since the start: the secondary has yet to say
         words.append(paint("not known yet whether it is consistent", "warn"))
     else:
         words.append(paint("inconsistent", "warn" if state == "resyncing" else "bad"))
