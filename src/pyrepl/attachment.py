@@ -15,6 +15,7 @@ from pyrepl.bound import is_bounded
 from pyrepl.errors import NotFound, Refused, UsageError, WaitTimeout
 from pyrepl.options import spelled
 from pyrepl.results import TELL_EVERY, Progress, check_timeout
+from pyrepl.roles import PRIMARY
 
 if TYPE_CHECKING:
     from pyrepl.forecast import Forecast
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pyrepl.runtime.dialer import Dialer
     from pyrepl.volume import Extent, Store
 
+LATER = ("; its secondary holds all of that durably, and performs it later: it may be delayed (`pyrepl group show` at "
+         "that site says so)")  # the end of a sentence
 _LOOK = (0.002, 0.05)  # seconds between two looks at a link that is waited for: the first, and the most
 _REFUSED = 8.0  # seconds: a refusal is asked about again every 5 s and some; one that lasts longer is an answer
 
@@ -78,7 +81,7 @@ class Attachment:
         if self._dialer is None:
             with self._link.guard:
                 status = self._link.status()
-            status["last_error_time"] = None
+            status["last_error_time"] = status["refused_since"] = None
         else:
             status = self._dialer.status()
         if status["lag_events"]:
@@ -172,6 +175,8 @@ class Attachment:
                 check_number(name, value, *((int,) if name in ("bandwidth", "most_lag_bytes") else (int, float)))
         if address is not None and parse_address(address)[1] == 0:
             raise UsageError(f"{address!r} has no port to connect to: give that of the other node", address=address)
+        if self._group.role != PRIMARY:
+            check_fed(self._group.name, **given)
         with self._link.guard:
             self._link.set(**given)
         if self._dialer is not None:
@@ -208,8 +213,7 @@ class Attachment:
         """Returns when the secondary has performed everything up to ``lsn``. Arguments and errors as of
         :meth:`wait_synced`."""
         self._wait(lambda status: bool(status["applied_lsn"] >= lsn), f"applied up to LSN {lsn}", timeout, progress,
-                   lambda status: "; its secondary holds all of that durably, and performs it later: it may be delayed "
-                                  "(`pyrepl group show` at that site says so)" if status["durable_lsn"] >= lsn else "")
+                   lambda status: LATER if status["durable_lsn"] >= lsn else "")
 
     # ---- for the group
 
@@ -373,6 +377,18 @@ class Attachment:
                 )
             time.sleep(pause if timeout is None else max(0.0, min(pause, begin + timeout - now)))
             pause = min(pause * 2, _LOOK[1])
+
+
+def check_fed(group: str, **given: Any) -> None:
+    """What a link of a secondary cannot have: nobody writes there who could wait for it.
+
+    Raises:
+        Refused: the text says why.
+    """
+    if given.get("mode") == "sync" or given.get("most_lag_bytes") or given.get("most_lag_seconds"):
+        raise Refused(
+            f"group {group!r} is a secondary here: no writer waits for a link of its own, so it has neither mode "
+            f"'sync' nor a bound of its lag. They can be chosen when this site leads", reason="role")
 
 
 def check_number(name: str, value: Any, *kinds: type) -> Any:

@@ -8,12 +8,13 @@ paused, changed and waited for is ``attachment``'s; who leads is ``changeover``'
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pyrepl.attachment import Attachment, check_number
+from pyrepl.attachment import Attachment, check_fed, check_number
 from pyrepl.catalog import check_name
 from pyrepl.errors import Exists, NotFound, UsageError
 from pyrepl.options import LinkOptions
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from pyrepl.site import Site
 
 _LOOK = 0.002  # seconds between two looks at links whose first answer is waited for
+
+
+def numbered(name: str) -> Iterator[str]:
+    """Names like this one."""
+    return (f"{name}-{number}" for number in itertools.count(2))
 
 
 class Attachments:
@@ -67,6 +73,8 @@ class Attachments:
                 raise UsageError(f"{address!r} has no port to connect to: give that of the other node", address=address)
             if name in ("primary", "here"):
                 raise UsageError(f"{name!r} means this site: give the link another name", name=name)
+            if group.role != PRIMARY:
+                check_fed(group.name, mode=mode)
             with group.admission:
                 if name in self._known:
                     raise Exists(
@@ -96,6 +104,16 @@ class Attachments:
         from pyrepl.link import Link
 
         return Link(self._group.site, name, address=address, mode=mode, options=options, guard=self.guard)
+
+    def free_names(self, names: list[str]) -> list[str]:
+        """These, or names like them that no link has: a successor may have links of its own."""
+        taken = {*self._known}
+        found = []
+        for name in names:
+            free = next(one for one in itertools.chain((name,), numbered(name)) if one not in taken)
+            found.append(free)
+            taken.add(free)
+        return found
 
     def enter(self, links: list[Link]) -> None:
         """These are part of the site already: they begin to connect."""

@@ -53,6 +53,8 @@ class Changeover:
             links = group.links
             if not force:
                 self._check_links(links, "do it with force: if its site leads then, what it lacks is lost to it")
+                if links and all(link.status()["found_different"] for link in links):
+                    self._check_equal(links[0])
             site.roles.changing = True
             try:
                 end = self._step_down(links, timeout, force=force)
@@ -63,7 +65,7 @@ class Changeover:
         group.emit({"event": "role-changed", "group": group.name, "role": SECONDARY, "lsn": end, "told": told})
         return end
 
-    def migrate(self, name: str, timeout: float | None, back: str | None) -> int:
+    def migrate(self, name: str, timeout: float | None, back: str | None, force: bool) -> int:
         """See :meth:`Group.migrate`."""
         check_timeout(timeout)
         group = self._group
@@ -74,6 +76,8 @@ class Changeover:
                 raise Refused(f"group {group.name!r} is a secondary here already", reason="role", group=group.name)
             link, links = group.link(name), group.links
             self._check_links(links, "swap without it: demote here with force, and promote the other site")
+            if not force:
+                self._check_equal(link)
             succession = self._succession(link, links, back)
             site.roles.changing = True
             try:
@@ -240,9 +244,11 @@ class Changeover:
                     group.succession.cancel()
                     group.attachments.end()
                 told = site.end.succession if not site.successor else None
-                links = [group.attachments.make(info.name, info.address, info.mode, _options(info))
-                         for info in told or ()]
+                names = group.attachments.free_names([info.name for info in told or ()])
+                links = [group.attachments.make(name, info.address, info.mode, _options(info))
+                         for name, info in zip(names, told or (), strict=True)]
                 lsn = site.roles.take_lead(alone=alone, links=links)
+                group.attachments.redial()  # those that it had as a secondary tell who leads now
                 group.attachments.enter(links)
             finally:
                 site.roles.changing = False
@@ -306,6 +312,22 @@ class Changeover:
                     reason="behind",
                     link=link.name,
                 )
+
+    def _check_equal(self, link: Attachment) -> None:
+        """Raises for a link whose secondary is known not to hold what this site holds."""
+        found = link.status()["found_different"]
+        if found is None:
+            return
+        group = self._group.name
+        raise Refused(
+            f"group {group!r} cannot step down: the copy at link {link.name!r} differs from this one in "
+            f"{found['bytes'] // 1024} KiB, as the verification at LSN {found['lsn']} found, and was not repaired. If "
+            f"its site leads, its content is the one that counts, and what this site holds there is lost at the next "
+            f"repair. Repair it first (`pyrepl verify {group} --link {link.name}`), or repeat it with force",
+            reason="different",
+            link=link.name,
+            **found,
+        )
 
     def _wait(self, links: list[Attachment], end: int, timeout: float | None) -> None:
         def late_one() -> str:

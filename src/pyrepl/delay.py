@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyrepl._core import layout
-from pyrepl.errors import UsageError, check
+from pyrepl.errors import Refused, UsageError, check
 
 if TYPE_CHECKING:
     from pyrepl._core.window import WindowState
@@ -60,7 +60,12 @@ class Delay:
 
     def set(self, seconds: float) -> None:
         """From now on; durable on return."""
-        self.seconds = check_delay(seconds)
+        wanted = check_delay(seconds)
+        if wanted and self.site.role == "secondary" and self.site.links:
+            raise Refused(
+                f"group {self.site.name!r} has links of its own here, and a secondary that has cannot be delayed: what "
+                f"it shows would be older than what it sends. Delay the site that is last", reason="state")
+        self.seconds = wanted
         if self.site.role == "secondary":
             self.site.window.park(self.seconds > 0)
         self.site.checkpoint()

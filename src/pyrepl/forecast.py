@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pyrepl import operations
 from pyrepl._core import batch, layout
-from pyrepl.knowledge import Knowledge, Performed, Piece, Skipped, kept_operation
+from pyrepl.knowledge import Knowledge, Performed, Piece, Skipped, kept_operation, passed
 from pyrepl.operations import Operation
 from pyrepl.protocol.frames import HEADER
 
@@ -61,8 +61,11 @@ class Forecast:
         self._begun_with = dict(knowledge.catalog.stores)
         for number in knowledge.extra():  # dropped first
             knowledge.divergence.remove(number)
-        for store in knowledge.missing():  # made first, and different everywhere then
-            knowledge.divergence.add(store.id, store.size // site.region_size, differs=True)
+        self._make()
+
+    def _make(self) -> None:
+        for store in self._knowledge.missing():  # made first, and different everywhere then
+            self._knowledge.divergence.add(store.id, store.size // self._site.region_size, differs=True)
 
     def reach(self, lsn: int) -> None:
         """Goes on until everything up to ``lsn`` is performed there. Reads of the journal what is not in memory.
@@ -92,6 +95,9 @@ class Forecast:
                 elif entry.batch_kind == layout.BATCH_OPERATION:
                     operation = operations.decode(bytes(entry.body))
                     knowledge.take(Performed(entry.last_lsn, after, operation), region_size)
+                elif (beside := passed(entry, region_size)) is not None:
+                    knowledge.take(beside, region_size)
+                    self._make()
                 else:
                     knowledge.position = after
 

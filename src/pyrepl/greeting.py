@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from pyrepl._core import layout
 from pyrepl._core.regions import RegionMap
-from pyrepl.catalog import VOLUME, Store
+from pyrepl.catalog import VOLUME, Catalog, Store
 from pyrepl.divergence import Divergence
 from pyrepl.errors import ProtocolError, Refused
 from pyrepl.items import Refusal, StoreInfo
@@ -29,10 +29,13 @@ class Greeting:
     Args:
         site: the engine of the group (see ``site``).
         name: of the link.
+        path: the nodes that feed this site, if it is a secondary itself, nearest first.
     """
 
-    def __init__(self, site: Any, name: str, mode: str, ledger: Ledger, session: Session) -> None:
+    def __init__(self, site: Any, name: str, mode: str, ledger: Ledger, session: Session,
+                 path: list[bytes] | None = None) -> None:
         self.site = site
+        self.path = path or []
         self.name, self.mode = name, mode
         self.ledger = ledger
         self.session = session
@@ -63,6 +66,8 @@ class Greeting:
                 stores=introduce(site.end.catalog),
                 overrules=self.ledger.overrules,
                 asks=site.roles.asking,
+                path=self.path,
+                turns=site.turns,
             )
         )
 
@@ -125,6 +130,7 @@ class Greeting:
             self._refuse("this site takes in what changed since the link was made, then tries again", "busy")
         if problem:
             self._refuse(problem, "stores")
+        self.ledger.turns = welcome.turns
         self._stores = [store for store in base.catalog if store.kind == VOLUME]
         self._peer = welcome.node
         return self.session.send(
@@ -150,7 +156,11 @@ class Greeting:
         if parted.ours and not (welcome.yields or ledger.overrules):
             site.roles.meet(welcome.node, parted.turned())
             self._refuse(words(parted, site.name, me="the secondary", other="this primary"), "lineage")
-        known, ledger.peer = ledger.peer is not None, welcome.node
+        if self.path and welcome.lsn > here and lineage.starts_with(site.lineage):
+            self._refuse(f"the secondary has events up to {welcome.lsn}, and this site, which is fed itself, up to "
+                         f"{here}: it waits until its own primary has brought it as far", "busy")
+        strange = ledger.peer is not None and ledger.turns not in (None, welcome.turns)
+        known, ledger.peer = ledger.peer is not None and not strange, welcome.node
         self.consistent = welcome.consistent
         self.applied_lsn, self.received_lsn = min(welcome.applied, fork), fork
         lost = ""
@@ -165,19 +175,23 @@ class Greeting:
         elif fork < base.lsn:
             lost = f"the secondary had acknowledged events up to {base.lsn} and stands at {fork}"
         told = base.lsn > fork or ledger.advance(fork, {refusal.lsn for refusal in welcome.refusals})
+        if told:
+            ledger.pass_items()  # what stores it is to have there: it may have been told, and made them
         if not lost and not told:
             lost = f"the journal does not tell what changed up to {fork}"
+        if strange and not lost and not welcome.consistent:
+            lost = "another site has fed it meanwhile, and has not made it consistent"
         there = {info.id: info for info in welcome.stores}
         tail = self._tail(welcome, fork) if fork < welcome.lsn and fork == base.lsn else None
         if tail is not None:
             ledger.differs_by(tail)
         elif lost:
             ledger.start_over(fork)
-        elif self.consistent and not ledger.doubted and there.keys() == base.catalog.stores.keys():
+        elif self.consistent and not ledger.doubted and _are_alike(there, base.catalog):
             ledger.differs_nowhere()
         elif any(not refusal.lsn for refusal in welcome.refusals):
             base.divergence.enter_all()
-        self.refusals = welcome.refusals
+        self.refusals, ledger.turns = welcome.refusals, welcome.turns
         self._match(there, lost)
         if lost:
             self.consistent = False
@@ -232,3 +246,10 @@ class Greeting:
 
     def _refuse(self, text: str, code: str) -> NoReturn:
         raise Refused(text, reason=code, retryable=code in messages.PASSING, link=self.name)
+
+
+def _are_alike(there: dict[int, StoreInfo], catalog: Catalog) -> bool:
+    """Whether the secondary's stores are those of this site there. A site that is fed itself may have been sent others
+    beside the order than those of its LSN."""
+    return {info.id: (info.name, info.size) for info in there.values()} == {
+        store.id: (store.name, store.size) for store in catalog}

@@ -95,6 +95,7 @@ class Group:
         self.trials = Trials(self, placement.folder)
         if site is not None:
             site.roles.asked = self.succession.begin
+            site.roles.feeding = lambda: next((feed.link for feed in self.feeds(site) if feed.is_open), "")
             self.attachments.enter_site(site)
             self._hooks = site.gate = Hooks(site, hooks, emit)  # before the applier begins, too
             plugins = site.plugins = InstalledPlugins()
@@ -163,8 +164,9 @@ class Group:
         from pyrepl.views import PROTECTIVE
 
         self.check()
-        views = self.site.views
-        return [KeptSnapshot(self, entry) for entry in (*views.kept(), *views.kept(PROTECTIVE))]
+        views, protective = self.site.views, self.site.protective.status() is not None  # else it is about to go
+        entries = (*views.kept(), *(views.kept(PROTECTIVE) if protective else ()))
+        return [KeptSnapshot(self, entry) for entry in entries]
 
     def kept_snapshot(self, name: str) -> KeptSnapshot:
         """The kept snapshot of that name.
@@ -803,11 +805,12 @@ class Group:
             mode: "async": writes never wait for it. "sync": they return when its journal holds them, while it keeps up.
             bandwidth: bytes per second that are sent at most, from the first synchronization on; 0: no limit.
 
-        Mode, address and bandwidth can be changed later: :meth:`Attachment.set`.
+        Mode, address and bandwidth can be changed later: :meth:`Attachment.set`. A secondary may have links, too, in
+        mode "async": it passes on what it is fed (a cascade).
 
         Raises:
             Exists: a link has that name.
-            Refused: this group is a secondary.
+            Refused: a secondary that was never paired, that is delayed, or for the mode "sync".
         """
         self.check()
         return self.attachments.add(name, address, mode, bandwidth)
@@ -829,7 +832,8 @@ class Group:
         writes go on meanwhile and are never taken for a difference. Of a group with more than 32 stores, 32 at a time.
 
         Args:
-            repair: what differs is copied, and nothing else; the call waits for that.
+            repair: what differs is copied, and nothing else; the call waits for that. False: it is only remembered, as
+                ``found_different`` of the link's status, until a verification finds all of it equal or repairs it.
             link: the name of one link; None: all.
             timeout: seconds; a link that is not done by then counts as failed. A link that is not connected for 10 s,
                 or on which nothing moves for 30 s, does so in any case.
@@ -837,10 +841,10 @@ class Group:
                 the caller's.
 
         Returns:
-            ``lsn``, and ``links``: by name ``state`` (equal, repaired, different, failed), ``reason`` (of the latter),
-            ``regions`` (that there are), ``regions_compared``, ``regions_different``, ``regions_known_to_differ`` (the
-            link had still to copy them), ``extents`` (the first 256 that differ: ``store``, ``offset``, ``length``),
-            ``bytes_on_wire``, ``seconds``.
+            ``lsn``, ``region_size`` in bytes, and ``links``: by name ``state`` (equal, repaired, different, failed),
+            ``reason`` (of the latter), ``regions`` (that there are), ``regions_compared``, ``regions_different``,
+            ``regions_known_to_differ`` (the link had still to copy them), ``extents`` (the first 256 that differ:
+            ``store``, ``offset``, ``length``), ``bytes_on_wire``, ``seconds``.
 
         Raises:
             Refused: a secondary; no link, or no store (``reason="empty"``); another verification is under way
@@ -865,13 +869,15 @@ class Group:
 
         Args:
             timeout: seconds to wait for the secondaries; when they are over the group goes on as primary.
-            force: without waiting for anybody. What a secondary lacks by then is lost to it if it is promoted.
+            force: without waiting for anybody, and although a verification has found all their copies different. What
+                a secondary lacks by then is lost to it if it is promoted.
 
         Returns:
             the last LSN.
 
         Raises:
-            Refused: a secondary already (``reason="role"``); a link is not connected (``"behind"``).
+            Refused: a secondary already (``reason="role"``); a link is not connected (``"behind"``); the copies of all
+                links were found different, and are not repaired (``"different"``).
             WaitTimeout: a secondary does not have everything; the group is primary as before.
         """
         self.check()
@@ -936,7 +942,9 @@ class Group:
 
             abandon_unfinished(self)
 
-    def migrate(self, link: Attachment | str, *, timeout: float | None = 30.0, back: str | None = None) -> int:
+    def migrate(
+        self, link: Attachment | str, *, timeout: float | None = 30.0, back: str | None = None, force: bool = False
+    ) -> int:
         """A planned swap: this primary steps down, the secondary of this link becomes primary, and links back to here.
         Nothing is lost, and nothing is copied. Writers are refused here from the call on (``reason="role"``).
 
@@ -951,14 +959,15 @@ class Group:
             back: ``host:port`` by which the successor reaches this node. None: the first address at which it listens;
                 where that means all addresses, the one by which this machine reaches the successor. The link back is
                 named as this node, and has mode and limits of ``link``.
+            force: although a verification has found its copy different, and did not repair it: that copy counts then.
 
         Returns:
             the last LSN of this site's reign.
 
         Raises:
             NotFound: there is no such link.
-            Refused: a secondary (``reason="role"``); a link is not connected (``"behind"``); this node listens nowhere
-                (``"address"``). The group is primary as before.
+            Refused: a secondary (``reason="role"``); a link is not connected (``"behind"``); its copy was found
+                different (``"different"``); this node listens nowhere (``"address"``). The group is primary as before.
             WaitTimeout: a secondary does not have everything in time: the group is primary as before. Or the successor
                 has not linked back in time: the text says how far it is, and it goes on; ``context["role"]`` is what
                 this site is now.
@@ -966,7 +975,7 @@ class Group:
         self.check()
         name = link if isinstance(link, str) else link.name
         with self.border(f"handing over to link {name!r}"):
-            return self.changeover.migrate(name, timeout, back)
+            return self.changeover.migrate(name, timeout, back, force)
 
     def resolve(self, loser: str) -> int:
         """Ends a split brain: the loser gives up what it has written since the last event that both sites have, and is
@@ -1246,6 +1255,13 @@ class Group:
         fault.__cause__ = error
         self.fault = fault
         self.emit({"event": "group-failed", "group": self.name, "error": fault.code, "text": str(fault)})
+        threading.Thread(target=self._send_away, name="pyrepl-cut", daemon=True).start()  # the failing one holds locks
+
+    def _send_away(self) -> None:
+        """Whoever feeds this group is to hear that it has failed: it knocks again, and is told."""
+        if self._site is not None:
+            for feed in self.feeds(self._site):
+                feed.cut()
 
     def _entry(self, name: str, kind: str = "") -> StoreEntry:
         entries = [entry for entry in self.entries() if not kind or entry.kind == kind]

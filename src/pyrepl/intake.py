@@ -17,7 +17,7 @@ from pyrepl.errors import Diverged, Refused, check
 from pyrepl.lineage import Lineage
 from pyrepl.operations import Copied, CopiedImage, Created, Deleted, Effect, Operation, Resized, Reworked
 from pyrepl.point import Point
-from pyrepl.roles import SECONDARY
+from pyrepl.roles import MOST_ABOVE, SECONDARY
 
 if TYPE_CHECKING:
     from pyrepl.site import Site
@@ -28,6 +28,9 @@ class Intake:
 
     def __init__(self, site: Site) -> None:
         self.site = site
+        self.items_until = 0  # journal position behind the last thing that came beside the order
+        self.is_coming = False  # such a thing is being appended
+        self.turning = False  # a fork that leads this site elsewhere is about to arrive: no link may connect
 
     def receive(self, head: memoryview, payload: memoryview) -> int:
         """Appends a batch that was judged and checked against the protocol, unchanged; the position after it.
@@ -37,10 +40,19 @@ class Intake:
         """
         site = self.site
         check(site.role == SECONDARY, "only a secondary receives")
+        # Before anybody may read what it brings: no link copies that meanwhile (rule cascade_pass).
+        self.is_coming = batch.head(head).kind in (layout.BATCH_COPIED, layout.BATCH_ITEM)
         try:
-            return self._receive(head, payload)
+            after = self._receive(head, payload)
+            if self.is_coming:
+                self.items_until = after
+            return after
         finally:
+            self.is_coming = False
             site.protective.arrived()
+            if self.turning:
+                with site.guard:
+                    self.turning = False
 
     def _protect(self) -> None:
         """What is about to be appended leaves the stores no earlier state of the primary (rule protect_first)."""
@@ -48,11 +60,34 @@ class Intake:
         if site.end.consistent:
             site.protective.keep()
 
+    def _turn(self) -> None:
+        """A fork leads this site away from where it stands: its LSNs come again, with other events. What its links know
+        is forgotten before that is in the journal, durably (rule cascade_turn)."""
+        site = self.site
+        if not site.links:
+            return
+        with site.guard:
+            self.turning = True
+            for link in list(site.links.values()):
+                link.void()
+        site.exclusive(self._begin_again)
+
+    def _begin_again(self) -> None:
+        site = self.site
+        site.applier.catch_up()
+        if (site.here.lsn, site.here.item) != (site.end.lsn, site.end.item):
+            raise Refused("what is left behind is not applied yet", reason="state", retryable=True)
+        for link in site.links.values():
+            with site.guard:
+                link.begin_again("this site was led away from where it stood")
+        site.checkpoint()
+
     def _receive(self, head: memoryview, payload: memoryview) -> int:
         site = self.site
         site.refused = ""
         travel = batch.head(head)
         if travel.kind == layout.BATCH_EVENTS:
+            site.protective.check_room(len(payload), travel.count)
             _, after = site.window.append_received(head, payload)
             site.end.take_events(travel.first_lsn + travel.count - 1)
         elif travel.kind == layout.BATCH_COPIED:
@@ -142,6 +177,8 @@ class Intake:
             raise Refused("what is left behind is not applied yet", reason="state", retryable=True)
         if site.end.unsettles(item):
             self._protect()
+            if isinstance(item, items.Fork):
+                self._turn()
         _, after = site.window.append_received(head, payload)
         site.end.take_item(item, number)
         match item:
@@ -234,16 +271,18 @@ class Intake:
         site.expect_notes(len(catalog.stores))
         site.checkpoint()
 
-    def adopt(self, group_id: bytes, ids: dict[str, int], lineage: Lineage, lsn: int, primary: bytes) -> None:
+    def adopt(self, group_id: bytes, ids: dict[str, int], lineage: Lineage, lsn: int, primary: bytes,
+              above: list[bytes], turns: int) -> None:
         """First pairing: this secondary takes over identity, store numbers, lineage and position; durable on return.
 
         Raises:
             Diverged: it is paired already, with another group.
         """
         site = self.site
-        site.exclusive(lambda: self._adopt(group_id, ids, lineage, lsn, primary))
+        site.exclusive(lambda: self._adopt(group_id, ids, lineage, lsn, primary, above, turns))
 
-    def _adopt(self, group_id: bytes, ids: dict[str, int], lineage: Lineage, lsn: int, primary: bytes) -> None:
+    def _adopt(self, group_id: bytes, ids: dict[str, int], lineage: Lineage, lsn: int, primary: bytes,
+               above: list[bytes], turns: int) -> None:
         site = self.site
         if site.group_id is not None:
             raise Diverged(
@@ -261,6 +300,7 @@ class Intake:
         site.here = Point(lsn=lsn, lineage=lineage, consistent=False, item=0, catalog=adopted)
         site.end = site.here.copy()
         site.group_id, site.fed_by = group_id, primary
+        site.above, site.turns_there = above[:MOST_ABOVE], turns
         site.window.set_generation(lineage.generation, group_id)
         site.window.set_lsn(lsn)
         state = site.window.state()

@@ -68,6 +68,10 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     decided: Decided | None = None  # of a secondary: what came at the primary of the operation that is next
     outcomes: dict[int, list[Outcome]] = {}  # LSN -> what came of its plug-ins, until all links have passed it
     delay: float = 0.0  # seconds: a secondary performs an event when it is so old
+    turns: int = 0  # how often another node has come to feed this secondary in place of the one before
+    turns_there: int = 0  # the same count of the one that feeds it, as that has told
+    above: list[bytes] = []  # nodes that feed the one that feeds this secondary, nearest first
+    items_until: int = 0  # position behind the last thing in the journal that came beside the order
 
 
 def pack_maps(body: Body) -> Body:

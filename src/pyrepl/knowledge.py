@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import NamedTuple
 
-from pyrepl import operations
-from pyrepl._core import batch
+from pyrepl import items, operations
+from pyrepl._core import batch, layout
 from pyrepl._core.regions import RegionMap
+from pyrepl._core.window import Entry
 from pyrepl.catalog import Catalog, Store
 from pyrepl.divergence import Divergence, Runs, covered, touched
 from pyrepl.operations import Adopt, Copied, CopiedImage, Deleted, Early, Forgo, Resized
@@ -68,7 +69,16 @@ class Said(NamedTuple):
     unsettles: bool
 
 
-Effect = Events | Performed | Skipped | CopiedRegions | Made | Dropped | Said
+class Passed(NamedTuple):
+    """What a site that is fed itself has received beside the order, at its place in that site's journal: an item, or
+    copied regions. Nothing of it goes on but a skip (model, "Cascade")."""
+
+    position: int
+    item: items.Item | None
+    runs: dict[int, Runs]  # of copied regions
+
+
+Effect = Events | Performed | Skipped | CopiedRegions | Made | Dropped | Said | Passed
 
 
 class Flight(NamedTuple):
@@ -201,7 +211,36 @@ class Knowledge:
                 divergence.add(store.id, store.size // region_size, differs=True)
             case Dropped(store):
                 divergence.remove(store)
+            case Passed():
+                self._pass(effect)
         divergence.arrive(self.lsn)
+
+    def _pass(self, passed: Passed) -> None:
+        divergence = self.divergence
+        for store, runs in passed.runs.items():
+            known = divergence.maps.get(store)
+            if known is not None:
+                regions = RegionMap(known.size)
+                for first, count in runs:
+                    if first < regions.size:
+                        regions.mark(first, min(count, regions.size - first))
+                divergence.enter(store, regions)
+        match passed.item:
+            case items.Make(info):
+                self.catalog.add(Store(id=info.id, name=info.name, kind=info.kind, size=info.size, origin=info.origin))
+                divergence.remove(info.id)  # what bears its number there is another
+            case items.Drop(number):
+                self.catalog.stores.pop(number, None)
+            case items.Skip(lsn):
+                self.lsn = lsn
+                for awaited in self.early.values():
+                    awaited.changed = None
+            case items.Fork(_, lsn) if lsn != self.lsn:
+                self.lsn, self.early = lsn, {}
+                divergence.enter_all()
+            case _:
+                pass
+        self.position = passed.position
 
     def _perform(self, operation: operations.Operation, region_size: int, refused: bool) -> None:
         divergence = self.divergence
@@ -266,6 +305,7 @@ def unsettles(effect: Effect) -> bool:
     """Whether the secondary is no earlier state of the primary while this is performed."""
     return isinstance(effect, Skipped | CopiedRegions | Made | Dropped) or (
         (isinstance(effect, Said) and effect.unsettles)
+        or (isinstance(effect, Passed) and isinstance(effect.item, items.Skip))
         or (isinstance(effect, Performed) and operations.unsettles(effect.operation))
     )
 
@@ -273,6 +313,28 @@ def unsettles(effect: Effect) -> bool:
 def may_be_refused(effect: Effect) -> bool:
     """Whether it is known only by the acknowledgement what the secondary did with this."""
     return isinstance(effect, Performed) and operations.may_be_refused(effect.operation)
+
+
+def passed(entry: Entry, region_size: int) -> Passed | None:
+    """What a record means that is neither an event nor an operation; None: it is a note, or one of these."""
+    if entry.kind != layout.RECORD_BATCH:
+        return None
+    if entry.batch_kind == layout.BATCH_COPIED:
+        return Passed(entry.next_position, None, covered(entry.head, region_size))
+    if entry.batch_kind == layout.BATCH_ITEM:
+        return Passed(entry.next_position, items.decode(bytes(entry.body)), {})
+    return None
+
+
+def moves(effect: Passed, lsn: int) -> bool:
+    """Whether it makes stores, position or catalog of a site that stands at this LSN others: all but an item that is
+    only said."""
+    match effect.item:
+        case items.Consistent() | items.Handover() | items.Decided():
+            return False
+        case items.Fork(_, fork):
+            return fork != lsn
+    return True
 
 
 def kept_operation(travelling: bytes) -> operations.Operation:

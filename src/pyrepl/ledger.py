@@ -23,7 +23,7 @@ from pyrepl._core.regions import RegionMap
 from pyrepl.catalog import Catalog, Store
 from pyrepl.divergence import Divergence
 from pyrepl.errors import check
-from pyrepl.knowledge import Knowledge, Performed, Piece, Skipped, kept_operation
+from pyrepl.knowledge import Knowledge, Passed, Performed, Piece, Skipped, kept_operation, moves, passed
 from pyrepl.options import LinkOptions
 from pyrepl.since import Since, SinceRecord
 
@@ -39,6 +39,15 @@ class PieceRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     regions: dict[int, bytes]
     operation: bytes
     time_ns: int = 0
+
+
+class FoundDifferent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a verification found different and was not to repair: as of which LSN, when, and of how many bytes of
+    regions."""
+
+    lsn: int
+    time: float
+    bytes: int
 
 
 class LinkRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -60,7 +69,9 @@ class LinkRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     divergence: dict[int, bytes]
     backlog: list[PieceRecord]
     steady: bool = False
+    turns: int | None = None
     since: SinceRecord | None = None
+    found_different: FoundDifferent | None = None
 
 
 class Ledger:
@@ -80,8 +91,10 @@ class Ledger:
         self.doubted = False  # D was marked by hand: the secondary's word that it is consistent does not empty it
         self.overrules = False  # the secondary is told to lose what only it has
         self.resync_reason = "first synchronization"
+        self.turns: int | None = None  # the secondary's count of who fed it, when this was known; None: not told
         self.steady = False  # the secondary was consistent, and equal to this site, as of base
         self.since: Since | None = None  # ... it was, and is not any more
+        self.found_different: FoundDifferent | None = None  # known beside D: nothing repairs it before it is asked for
         self.heir = b""  # node that answered, of which the site remembers something
         self.kept = 0  # position of the record in the last durable checkpoint: a restart needs the log from here on
         self.checkpoint = 0  # the last durable checkpoint that was taken with this ledger
@@ -101,11 +114,19 @@ class Ledger:
         self.base = Knowledge(state.applied_lsn, state.applied_position, self.site.catalog.copy(), Divergence())
         self.begun = True
 
+    def begin_again(self, reason: str) -> None:
+        """Nothing of the secondary is known any more; the stream begins where the stores are now. Called by the
+        applier's thread. Saved before a word of it is said."""
+        self.backlog.clear()
+        self.begin()
+        self.steady, self.since, self.resync_reason = False, None, reason
+        self.await_save()
+
     def inherit(self, known: Ledger) -> None:
         """Takes over what is remembered of the same secondary."""
         self.peer, self.base, self.backlog = known.peer, known.base, known.backlog
         self.doubted, self.resync_reason = known.doubted, ""
-        self.steady, self.since = known.steady, known.since
+        self.steady, self.since, self.turns = known.steady, known.since, known.turns
         for piece in self.backlog:
             piece.fold = self._fold
 
@@ -116,8 +137,9 @@ class Ledger:
         """The log may not drop records at or after this position, unless :meth:`fold` has passed it."""
         return self.backlog[-1].position if self.backlog else self.base.position
 
-    def fold(self, until: int, sent: int | None) -> None:
-        """Takes what the log is about to drop, up to the journal position ``until``, into the backlog.
+    def fold(self, until: int, sent: int | None) -> bool:
+        """Takes what the log is about to drop, up to the journal position ``until``, into the backlog. False: a part of
+        it is what this site was sent beside the order by its own primary, which no backlog can tell.
 
         Args:
             sent: LSN up to which things were sent over a connection that is open; None: there is none.
@@ -146,10 +168,15 @@ class Ledger:
                     self.backlog.append(Piece(entry.last_lsn, position, self._fold,
                                               operation=bytes(entry.head) + bytes(entry.payload),
                                               time_ns=entry.time_ns))
-                elif self.backlog:
-                    self.backlog[-1].position = position
                 else:
-                    self.base.position = position
+                    beside = passed(entry, self.site.region_size)
+                    if beside is not None and moves(beside, self.backlog[-1].upto if self.backlog else self.base.lsn):
+                        return False
+                    if self.backlog:
+                        self.backlog[-1].position = position
+                    else:
+                        self.base.position = position
+        return True
 
     def _growing(self, lsn: int, sent: int | None, time_ns: int) -> Piece:
         """The piece of the backlog that takes in events up to ``lsn`` (L5 of ``link``)."""
@@ -162,8 +189,8 @@ class Ledger:
 
     def shorten(self) -> None:
         """A backlog that is too long for a checkpoint to keep becomes one skip, and all is copied after it. Only while
-        there is no connection. The secondary's word that it is consistent says nothing of what lies behind the skip:
-        ``doubted``."""
+        there is no connection. Saved before a word of it is said. The secondary's word that it is consistent says
+        nothing of what lies behind the skip: ``doubted``."""
         outcomes = self.site.outcomes.known
         size = sum(32 + len(piece.operation) + 256 * len(outcomes.get(piece.upto, ()))
                    + sum(len(regions.encode()) for regions in piece.regions.values())
@@ -171,6 +198,7 @@ class Ledger:
         if size <= self._share():
             return
         self.unsettled()  # while the backlog tells still what it holds
+        self.await_save()  # of the stores it is told before the skip
         last, catalog = self.backlog[-1], self.folded_catalog()
         whole = Piece(last.upto, last.position, self._fold, time_ns=self.backlog[0].time_ns)
         whole.regions = self._everywhere(catalog)
@@ -225,6 +253,13 @@ class Ledger:
         return 0
 
     # ---- acknowledgements, in order
+
+    def pass_beside(self, beside: Passed) -> None:
+        """Base passes what this site was sent beside the order. Of copied regions the secondary's word that it is
+        consistent says nothing: it may have had from here what was repaired by them."""
+        self.base.take(beside, self.site.region_size)
+        if beside.runs:
+            self.doubt("this site was sent regions itself, which it copies on")
 
     def arrived(self) -> None:
         """What base has passed is no longer needed."""
@@ -304,9 +339,35 @@ class Ledger:
                         performed = Performed(entry.last_lsn, entry.next_position, operation, refusal)
                         base.take(performed, self.site.region_size)
                 else:
-                    base.position = entry.next_position
+                    beside = passed(entry, self.site.region_size)
+                    if beside is None:
+                        base.position = entry.next_position
+                        continue
+                    match beside.item:
+                        case items.Skip(skipped) if skipped > lsn:
+                            return False
+                        case items.Fork(_, fork) if fork != base.lsn:
+                            return False
+                    self.pass_beside(beside)
         base.divergence.arrive(base.lsn)
         return True
+
+    def pass_items(self) -> None:
+        """Moves base over what stands next in the journal beside the order, and is durable: where the secondary stands
+        is judged behind that."""
+        until = min(self.site.window.state().durable_position, self.site.intake.items_until)
+        while self.begun and not self.backlog and self.base.position < until:
+            entry = self.site.window.entry(self.base.position)
+            if entry is None:
+                return
+            with entry:
+                beside = passed(entry, self.site.region_size)
+                if beside is not None and not isinstance(beside.item, items.Skip):
+                    self.pass_beside(beside)
+                elif entry.kind == layout.RECORD_BATCH:
+                    return
+                else:
+                    self.base.position = entry.next_position
 
     def start_over(self, fork: int) -> None:
         """Nothing is known of the secondary but that it shares events up to ``fork``: it goes back there, or to where
@@ -330,6 +391,8 @@ class Ledger:
             return False
         since = since.copy()
         since.take(self.position)
+        if since.is_lost:
+            return False
         catalog, region_size = self.folded_catalog(), self.site.region_size
         last = self.backlog[-1] if self.backlog else None
         piece = Piece(base.lsn if last is None else last.upto, self.position, 0)
@@ -454,7 +517,9 @@ class Ledger:
                     for piece in self.backlog
                 ],
                 steady=self.steady,
+                turns=self.turns,
                 since=since,
+                found_different=self.found_different,
             )
         )
 
@@ -470,7 +535,7 @@ class Ledger:
         ledger.begun = True
         ledger.kept = record.backlog[-1].position if record.backlog else record.position
         ledger.doubted, ledger.overrules = record.doubted, record.overrules
-        ledger.steady = record.steady
+        ledger.steady, ledger.turns, ledger.found_different = record.steady, record.turns, record.found_different
         ledger.since = Since.restore(site, record.since) if record.since is not None else None
         ledger.base = Knowledge(
             record.lsn, record.position, Catalog({store.id: store for store in record.stores}, record.next_id),

@@ -17,6 +17,11 @@ wait.
       newer.
   L5  A piece of the backlog does not grow once its skip may be at the secondary, and not across what was sent as
       events: a piece that arrived as events after all is no difference.
+  L6  Of a site that is fed itself (model, "Cascade"): what it was sent beside the order is passed at its place, and
+      nothing is copied, nor called consistent, before all of it was passed and this site is consistent itself.
+  L7  When the secondary could not take what was sent, it is asked with the first thing that leaves it no earlier state
+      of this site, or one region: nothing goes out behind that before it is acknowledged. Then copies become more by
+      what was acknowledged. So what it refuses again and again costs next to nothing.
 """
 
 from __future__ import annotations
@@ -47,11 +52,14 @@ from pyrepl.knowledge import (
     Flight,
     Knowledge,
     Made,
+    Passed,
     Performed,
     Said,
     Skipped,
     kept_operation,
     may_be_refused,
+    moves,
+    passed,
     unsettles,
 )
 from pyrepl.ledger import Ledger, LinkRecord
@@ -71,6 +79,7 @@ REFUSING = ("refused", "diverged")  # the secondary, or this site, does not want
 MOST_FRAMES = 4096  # frames sent and not acknowledged
 MOST_LOT = 1 << 20  # bytes of the log that go out by one call, if one batch does not have more
 MOST_COPIES = 16 << 20  # bytes of copied regions sent and not acknowledged: what an event waits for behind them
+HELD_UP = ("space", "state")  # why a secondary ends the connection: it cannot take now what was sent
 MOST_REFUSED = 16  # refused operations that are named in the status, the newest
 KINDS = ("events", "operations", "copied", "items", "control")
 
@@ -203,6 +212,11 @@ class Link:
         self._ready = False  # the secondary's position was taken in
         self._remake: list[int] = []  # stores that are dropped and made again: not ours in size or name
         self._walk = Walk(site.region_size)
+        self._told: tuple[Lineage, list[bytes]] | None = None  # in the hello, by a site that is fed itself
+        self._is_void = False  # what was known, and sent, does not count any more: another connection is to be made
+        self.is_ending = False  # this site has stepped down: a start knows nothing of the link
+        self.asks_first = False  # the secondary could not take what was sent: L7
+        self._most_copies = MOST_COPIES
         self.handing_over = False  # this site has stepped down: the secondary is told so when it has everything
         self.leads_there = False  # who answered last was a primary itself
         self.met = b""  # node that answered last, whatever it said
@@ -252,11 +266,42 @@ class Link:
         ledger, ahead = self.ledger, self.ahead
         if not ledger.begun:
             return
-        ledger.fold(until, sent=ahead.lsn if self.session is not None else None)
+        if not ledger.fold(until, sent=ahead.lsn if self.session is not None else None):
+            self.begin_again("the journal could not keep what this site was sent beside the order")
+            ledger.doubted = True  # it may have been what repairs there what it had from here
+            return
         if ledger.next_piece(ahead.lsn) is None:  # all was sent, and the log will not hold it: goes on behind
             ahead.position = max(ahead.position, ledger.position)
         if self.session is None:
             ledger.shorten()
+
+    def void(self) -> None:
+        """The connection, if there is one, ends soon, and nothing of it counts any more."""
+        self._is_void = self.session is not None
+
+    def begin_again(self, reason: str) -> None:
+        """Nothing of the secondary is known any more. Called by the applier's thread; the next checkpoint makes it
+        durable."""
+        self.void()
+        self.flight.clear()
+        self.flight_bytes = self._copies_bytes = self._unresolved = 0
+        self.ledger.begin_again(reason)
+        self.ahead = self.base
+        self.end_probing()
+        self.settle()
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether another connection is to be made, for this one was begun as something that is not so any more."""
+        return self.session is not None and (
+            self._is_void or (self._told is not None and self._told != (self.site.lineage, self._path))
+        )
+
+    @property
+    def _path(self) -> list[bytes]:
+        """Who feeds this site, as it tells the secondary; of one that has stepped down nobody: it speaks as who led."""
+        led = self.is_ending or self.site.successor == self.name
+        return [] if led else self.site.path
 
     def save(self) -> bytes:
         """What a checkpoint holds of this link; :meth:`saved` says when it is durable."""
@@ -325,8 +370,12 @@ class Link:
     def connect(self, session: Session) -> bytes:
         """A connection was made: the frame that opens it."""
         self._reset()
-        self.session = session
-        self.greeting = Greeting(self.site, self.name, self.mode, self.ledger, session)
+        self.session, site = session, self.site
+        if site.role != "primary" or site.intake.items_until > self.base.position:
+            site.window.make_durable(site.window.state().end_position)  # what is told of this site holds after a crash
+            self._told = site.lineage, self._path
+            self.ledger.pass_items()
+        self.greeting = Greeting(site, self.name, self.mode, self.ledger, session, self._path)
         if self.state not in REFUSING:  # that holds until the secondary says otherwise
             self.state = "connecting"
         self.leads_there = False
@@ -352,7 +401,8 @@ class Link:
         """
         match received:
             case Ack():
-                self._acknowledged(received)
+                if not self.is_stale:
+                    self._acknowledged(received)
             case Heartbeat():
                 pass
             case Digests():
@@ -363,13 +413,26 @@ class Link:
                 self.leads_there = code == "role" or received.lineage is not None
                 if received.node is not None and received.lineage is not None:
                     self._meet(received.node, received.lineage, received)
+                if code in HELD_UP:
+                    self._ask_first()
                 raise Refused(f"the secondary refuses: {text}", reason=code, retryable=code in messages.PASSING,
                               link=self.name)
             case Close(code=code, text=text):
+                if code in HELD_UP:
+                    self._ask_first()
+                if code == "space":
+                    raise Refused(f"the secondary refuses: {text}", reason=code, retryable=True, link=self.name)
                 raise PeerError(f"the secondary closed the connection: {text or code}", retryable=True, reason=code)
             case _:
                 raise ProtocolError(f"a {type(received).__name__} makes no sense to a primary")
         return b""
+
+    def _ask_first(self) -> None:
+        self.asks_first, self._most_copies = True, 0
+
+    def _may_go_on(self) -> None:
+        if self.asks_first:
+            self.asks_first, self.last_error = False, ""
 
     def _meet(self, node: bytes, lineage: Pairs, refuse: Refuse) -> None:
         """The secondary is a primary of the group itself, and says where it stands."""
@@ -425,13 +488,15 @@ class Link:
     def plan(self, durable_position: int) -> Out | Plan | None:
         """What goes out next: a frame, or what must be fetched for it (:meth:`Plan.fetch` without the guard, then
         :meth:`place`), or None: nothing can go before an acknowledgement, a checkpoint, or more that is durable."""
-        if not self.is_open or self.ledger.is_awaited:
+        if not self.is_open or self.ledger.is_awaited or self.is_stale:
             return None
         ahead = self.ahead
         if not self._forked or (self._next_start is not None and ahead.lsn >= self._next_start):
             return self._fork()
         if len(self.flight) >= MOST_FRAMES or self.flight_bytes >= self.options.most_flight:
             return None
+        if self.asks_first and any(unsettles(flight.effect) for flight in self.flight):
+            return None  # L7
         if self._remake:
             return self._item(items.Drop(self._remake[-1]), Dropped(self._remake.pop()))
         extra, missing = ahead.extra(), ahead.missing()
@@ -473,7 +538,8 @@ class Link:
         if plan.step is not None:
             return self._place_copy(plan.step, plan.copied)
         entry, ahead = plan.entry, self.ahead
-        if not self.is_open or plan.position != ahead.position or self.ledger.next_piece(ahead.lsn) is not None:
+        void = not self.is_open or self.is_stale or plan.position != ahead.position
+        if void or self.ledger.next_piece(ahead.lsn) is not None:
             for pinned in (entry, plan.lot):
                 if pinned is not None:
                     pinned.release()
@@ -482,7 +548,11 @@ class Link:
             return self._place_lot(plan.lot)
         check(entry is not None, "the log holds what a link has not sent", link=self.name, position=plan.position)
         assert entry is not None
-        if entry.kind != layout.RECORD_BATCH or entry.batch_kind not in (layout.BATCH_EVENTS, layout.BATCH_OPERATION):
+        beside = passed(entry, self.site.region_size)
+        if beside is not None:
+            entry.release()
+            return self._pass(beside)
+        if entry.kind != layout.RECORD_BATCH:
             ahead.position = entry.next_position
             if not self.flight and self.base.lsn == ahead.lsn:
                 self.base.position = entry.next_position
@@ -505,6 +575,25 @@ class Link:
             effect = Performed(entry.last_lsn, entry.next_position, operations.decode(bytes(entry.body)))
             kind = "operations"
         return self._out(kind, entry.head, entry.payload, effect, entry)
+
+    def _pass(self, beside: Passed) -> Out | None:
+        """What this site was sent beside the order does not go on, but for a skip; what it did counts from here on."""
+        ahead, site = self.ahead, self.site
+        item = beside.item
+        if isinstance(item, items.Skip):
+            self._announce(item.lsn)
+            return self._item(items.Skip(item.lsn, site.lineage.reached(item.lsn).encode()), beside)
+        if isinstance(item, items.Fork) and moves(beside, ahead.lsn):
+            self.void()  # it leads this site away: the secondary is asked again where it stands
+            return None
+        ahead.take(beside, site.region_size)
+        if self.flight:
+            session = self.session
+            assert session is not None
+            self.flight.append(Flight(session.sent, 0, beside, self.item))
+        else:
+            self.ledger.pass_beside(beside)
+        return None
 
     def next_out(self, durable_position: int) -> Out | None:
         """plan, fetch and place in one go, for those who hold no guard over it: simulations and tests."""
@@ -632,20 +721,28 @@ class Link:
             "lag_bytes": max(0, state.end_position - base.position) if lag else 0,
             "divergent_bytes": (differs + sum(store.size // self.site.region_size for store in base.missing()))
             * self.site.region_size,
+            "found_different": msgspec.structs.asdict(found) if (found := self.ledger.found_different) else None,
             "backlog_bytes": backlog * self.site.region_size,
             "in_flight_bytes": self.flight_bytes,
             "bytes_sent": bytes_sent,
             "connections": self.connections,
-            "synced": connected and self.consistent and not differs and lag == 0 and self.is_informed,
-            "reason": self.ledger.resync_reason if word == "resyncing" else "",
+            "synced": connected and self.consistent and not differs and lag == 0 and self.is_informed
+            and self.site.is_settled,
+            "reason": self._reason(word == "resyncing"),
             "last_error": self.last_error,
             "refused": [{"lsn": refusal.lsn, "reason": refusal.reason} for refusal in list(self.refused)],
         }
 
+    def _reason(self, resyncs: bool) -> str:
+        if resyncs and not self.site.is_settled:
+            return "this site is not consistent itself: it copies nothing before its own primary has made it so"
+        return self.ledger.resync_reason if resyncs else ""
+
     # ---------------------------------------------------------------- inside: the handshake
 
     def _reset(self) -> None:
-        self.session = self.greeting = None
+        self.session = self.greeting = self._told = None
+        self._is_void = False
         self._ready = self._forked = self._caught_up = False
         self._handover = self._decided = self._undecided = 0
         self.ahead = self.base
@@ -670,11 +767,15 @@ class Link:
             frame = greeting.welcomed(answer)
             if frame:
                 return frame
+        if self.is_stale or self.site.intake.turning:
+            raise Refused("this site is being led elsewhere itself: it tries again", reason="busy", retryable=True,
+                          link=self.name)
         if self.peer is not None:
             self.site.roles.meet(self.peer, None)
         self.item, self._remake = greeting.item, greeting.remake
         self.applied_lsn, self.received_lsn = greeting.applied_lsn, greeting.received_lsn
-        self.state, self.last_error = "connecting", greeting.lost  # what was wrong before is over
+        self.state = "connecting"
+        self.last_error = greeting.lost or (self.last_error if self.asks_first else "")  # else what was wrong is over
         self.consistent = self._will_be_consistent = greeting.consistent
         self._hear_of(greeting.refusals)
         self.ahead = self.base.copy()
@@ -738,17 +839,20 @@ class Link:
         return self._item(items.Decided(lsn, outcomes), Said(unsettles=False))
 
     def _copy(self) -> Plan | None:
-        if self._copies_bytes >= MOST_COPIES or not self.ahead.divergence:
+        full = self._copies_bytes >= max(self._most_copies, 1)
+        if full or not self.ahead.divergence or not self._is_settled:
             return None
         held = self.ahead.held(self.site.awaiting) if self.ahead.early else ()
         stores = [store for store in self.ahead.catalog if store.id not in held] if held else self.ahead.catalog
-        step = self._walk.next(self.ahead.divergence, stores, self.site.window.store_size)
+        step = self._walk.next(self.ahead.divergence, stores, self.site.window.store_size, self._most_copies)
         return Plan(self, step=step) if step is not None else None
 
     def _place_copy(self, step: Step, copied: tuple[bytes, memoryview, int] | None) -> Out | None:
         window = self.site.window
         self._catch_up = window.state().durable_position
-        if copied is None or not self.is_open or window.store_size(step.store) != step.size:
+        if not self.is_open or self.is_stale or not self._is_settled:
+            return None
+        if copied is None or window.store_size(step.store) != step.size:
             return None
         head, payload, _ = copied
         self.item += 1
@@ -774,8 +878,15 @@ class Link:
         lot.seal(sequence, session.id)
         return Out("events", [], lot=lot)
 
+    @property
+    def _is_settled(self) -> bool:
+        """Whether what this site shows at its journal's end is a state of the order, and the stream has passed all that
+        made it one beside the order (L6). Always so where this site was never fed."""
+        intake = self.site.intake
+        return bool(not intake.is_coming and self.ahead.position >= intake.items_until and self.site.is_settled)
+
     def _may_say_consistent(self) -> bool:
-        return (not self._will_be_consistent and self.ahead.is_equal() and self.base.is_equal()
+        return (self._is_settled and not self._will_be_consistent and self.ahead.is_equal() and self.base.is_equal()
                 and not self._unresolved
                 and not any(unsettles(flight.effect) for flight in self.flight)
                 and not any(not piece.operation for piece in self.ledger.backlog))
@@ -828,10 +939,16 @@ class Link:
             effect = flight.effect
             if may_be_refused(effect):
                 effect = self._resolve(effect, refusals)
-            base.take(effect, self.site.region_size)
+            if isinstance(effect, Passed):
+                self.ledger.pass_beside(effect)
+            else:
+                base.take(effect, self.site.region_size)
             self._acked_item = flight.item
             self.flight_bytes -= flight.length
+            if unsettles(flight.effect):
+                self._may_go_on()
             if isinstance(flight.effect, CopiedRegions):
+                self._most_copies = min(self._most_copies + flight.length, MOST_COPIES)
                 self._copies_bytes -= flight.length
                 self.ledger.copied(flight.length)
             self.ledger.arrived()
@@ -858,6 +975,7 @@ class Link:
             self._heard_of = self.site.lineage.generation
         if self.consistent and base.is_equal():
             self.ledger.equal()
+            self._may_go_on()
         self.settle()
 
     def _resolve(self, effect: Effect, refusals: dict[int, str]) -> Effect:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pyrepl.nbd.server import Server
     from pyrepl.runtime.certificates import TlsFiles
     from pyrepl.runtime.hooks import Hook
-    from pyrepl.runtime.listener import Feed, Listener
+    from pyrepl.runtime.listener import Failed, Feed, Listener
     from pyrepl.volume import Store
 
 ASKED = 3.0  # seconds that a start waits for the peers of its primaries, unless one of them cannot be reached
@@ -444,7 +444,7 @@ class Node:
             raise UsageError(f"port {port!r}: give a number from 0 (any that is free) to 65535", port=port)
         if not isinstance(host, str) or not host.isprintable():
             raise UsageError(f"host {host!r}: give a name or an address of this machine", host=host)
-        listener = Listener(self._sites, os.urandom)
+        listener = Listener(self._sites, os.urandom, failed=self._failed)
         try:
             address = listener.start(host, port)
         except socket.gaierror as error:
@@ -678,6 +678,15 @@ class Node:
 
     def _sites(self) -> list[Any]:
         return [group.site for group in self.groups if group.fault is None]
+
+    def _failed(self) -> list[Failed]:
+        from pyrepl.runtime.listener import Failed
+
+        failed = [(group, fault) for group in self.groups if (fault := group.fault) is not None]
+        return [
+            Failed(group.name, site.group_id if (site := group.site_if_any) is not None else None, str(fault))
+            for group, fault in failed
+        ]
 
     def _folder_of(self, name: str) -> Path:
         return self.path / "groups" / name / "stores"

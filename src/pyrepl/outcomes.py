@@ -1,7 +1,7 @@
 """What came of plug-ins at this site, and who has still to hear of it.
 
-    known       of operations that this site has performed and decided: until no link may send them any more. A
-                checkpoint holds them, and so does the note that performs the operation
+    known       of operations that this site has performed, and has decided or is to pass on: until no link may send
+                them any more. A checkpoint holds them, and so does the note that performs the operation
     surprises   of operations that another site decided, and of which this one has not the result: until its primary
                 has heard
 
@@ -82,12 +82,25 @@ class Outcomes:
         """
         self._admitted.pop(lsn, None)
         self.done()
-        if done.decides:
-            self.known[lsn] = done.outcomes
-        elif done.differs and not is_known:
+        if done.decides or self.site.links:
+            self.known[lsn] = done.decided
+        if not done.decides and done.differs and not is_known:
             with self.site.guard:  # the thread that reads the link may be there
                 self.site.end.refuse(lsn, done.differs)
                 self.surprises[lsn] = done.differs
+
+    def spare_room(self) -> None:
+        """At a secondary nobody asks whether what comes of plug-ins has room before they come. Where a checkpoint has
+        none, links that lack them begin again: the data are copied. Between two steps."""
+        site = self.site
+        self.forget()
+        kept = MOST_OUTCOME * sum(len(known) for known in self.known.values())
+        if not kept or site.has_checkpoint_room(kept):
+            return
+        for link in site.links.values():
+            with link.guard:
+                if link.ledger.unsent(self.known):
+                    link.begin_again("more outcomes of plug-ins than a checkpoint of this site keeps")
 
     def forget(self) -> None:
         """Before what links know is captured: what none of them will send by then, a start needs no more."""

@@ -13,12 +13,17 @@ copy before write. They go when the site is consistent again.
              Durable with the checkpoint that makes this site a primary (rule protect_return), so it is never torn
     give up  by command only: the views go, and none are kept until the site is consistent again
 
+What is overwritten while it is kept moves to it, and needs space. What arrives is refused before that space comes to
+its end, so that the resync stands still and the group does not fail (rule protect_room): what would begin it, and
+copied regions, while there is still enough for events; then these.
+
 Decides when there is one, and what going back to it is. Must not know who asks for that (``roles``), nor how a view is
 made (``views``).
 """
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 from pyrepl import notes
@@ -32,7 +37,9 @@ from pyrepl.views import PROTECTIVE
 if TYPE_CHECKING:
     from pyrepl.site import Site
 
-SPARE = 16 << 20  # bytes that a resync leaves to what else is written
+SPARE = 16 << 20  # bytes that a resync leaves to events and to what else is written
+LEAST = 4 << 20  # bytes that events leave, while what they overwrite is kept
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TOKEN = b"protective"
 
 
@@ -46,6 +53,7 @@ class Protective:
         self.unsettlings = 0  # so often something was about to arrive that leaves the stores no earlier state
         self._arriving = False  # ... and is arriving now
         self._unsettled = 0  # journal position behind the last of it
+        self._turned_away: tuple[int, int] | None = None  # bytes and number of the events that found no room
 
     @property
     def is_settled(self) -> bool:
@@ -84,6 +92,7 @@ class Protective:
         """
         site = self.site
         if not site.end.waived:
+            self._refuse_short(SPARE, 0)  # before anything is made that would find none
             self._keep_all()
         self._arriving = True  # before it counts: who has not seen it counted does not find it settled either
         self.unsettlings += 1
@@ -98,27 +107,79 @@ class Protective:
         finally:
             site.views.withdraw(_TOKEN)
 
-    def check_room(self, length: int) -> None:
-        """So many bytes of copied regions are about to arrive: what they overwrite moves to the snapshot, and needs
-        space. The resync stands still before there is none for events.
+    def check_room(self, length: int, events: int = 0) -> None:
+        """So many bytes, of so many events or of copied regions, are about to arrive: what they overwrite moves to the
+        snapshot, and needs space. Copied regions are refused before there is none for events.
 
         Raises:
             Refused: the text says what helps.
         """
-        site, record = self.site, self.snapshot
-        if record is None:
+        if self.snapshot is None:
             return
-        state = site.window.state()
-        needed = SPARE + 2 * (length + state.end_position - state.applied_position)
+        try:
+            self._judge_room(LEAST if events else SPARE, length, events)
+        except Refused:
+            self._turned_away = (length, events) if events else self._turned_away
+            raise
+
+    def check_feed(self) -> None:
+        """A primary is about to feed this site: it is told at once, and sends nothing, if events found no room and
+        there is still none.
+
+        Raises:
+            Refused: the text says what helps.
+        """
+        if self._turned_away is None:
+            return
+        if self.snapshot is not None:
+            self._refuse_short(LEAST, self._cost(*self._turned_away))
+        self._turned_away = None
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether what arrives may find no room: it is to be taken in one by one then, each with :meth:`check_room`."""
+        return self.snapshot is not None and self.site.shelf.placement.room() < LEAST + self._most()
+
+    def _judge_room(self, spare: int, length: int, events: int) -> None:
+        """What has arrived is performed first if it is in the way, and not delayed: what it costs is known then."""
+        site, cost = self.site, self._cost(length, events)
+        waiting = self._waiting()
+        if site.shelf.placement.room() >= spare + min(cost + waiting, self._most()):
+            return
+        if waiting and not site.delay.is_parking:
+            site.perform_what_arrived()
+        self._refuse_short(spare, cost + self._waiting())
+
+    def _waiting(self) -> int:
+        state = self.site.window.state()
+        return self._cost(state.end_position - state.applied_position, state.end_lsn - state.applied_lsn)
+
+    def _refuse_short(self, spare: int, cost: int) -> None:
+        site, record = self.site, self.snapshot
+        needed = spare + min(cost, self._most())
         room = site.shelf.placement.room()
-        if room < needed:
-            raise Refused(
-                f"the file system of group {site.name!r} has {room} bytes left, and the resync needs {needed}: it "
-                f"stands still. What is overwritten is kept in the protective snapshot of LSN {record.lsn}, until the "
-                f"resync is over. Free some space, or give the snapshot up: pyrepl group unprotect {site.name}",
-                reason="space",
-                retryable=True,
-            )
+        if room >= needed:
+            return
+        kept = (
+            f"What is overwritten is kept in the protective snapshot of LSN {record.lsn}, until the resync is over. "
+            f"Free some space, or give the snapshot up" if record is not None else
+            "A protective snapshot must be kept before it. Free some space, or go without it"
+        )
+        raise Refused(
+            f"the file system of group {site.name!r} has {room} bytes left, and the resync needs {needed}: it stands "
+            f"still. {kept}: pyrepl group unprotect {site.name}",
+            reason="space",
+            retryable=True,
+        )
+
+    def _cost(self, length: int, events: int) -> int:
+        """Bytes that so much may take: where it is written, and in the snapshot, whole regions at either end of each
+        event."""
+        return 2 * (length + events * self.site.region_size)
+
+    def _most(self) -> int:
+        """Bytes that all stores may take, and what they were: no more is ever overwritten."""
+        return 2 * sum(store.size for store in self.site.end.catalog)
 
     def keep_here(self) -> None:
         """In the applier's step, which is about to perform something that does not come to what it came to at the
@@ -166,6 +227,16 @@ class Protective:
                 f"{error.text}. A protective snapshot of {len(stores)} stores must be kept before the resync; to go "
                 f"without it: pyrepl group unprotect {site.name}",
                 reason="state",
+                retryable=True,
+            ) from error
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise Refused(
+                f"the file system of group {site.name!r} has no space for the protective snapshot that must be kept "
+                f"before the resync: it stands still. Free some space, or go without it: pyrepl group unprotect "
+                f"{site.name}",
+                reason="space",
                 retryable=True,
             ) from error
         self._awaited = True

@@ -47,11 +47,12 @@ def recover(site: Site, checkpoint: Checkpoint) -> Scan:
     journal, body = site.journal, checkpoint.body
     ends: list[Scan] = []
     walked = journal.walk(checkpoint.scan_position, checkpoint.scan_chain, checkpoint.durable_position, ends.append)
-    records, kept, most = [], 0, site.options.ring_bytes
+    records, kept, most, secondary = [], 0, site.options.ring_bytes, site.role == "secondary"
     for position, record in walked:
         kept += len(record)
-        # More than fits memory can only be what is delayed here: its data are read again when they are applied.
-        records.append((position, record if kept <= most else _without_payload(record)))
+        # Rule rec_payload: at a secondary what fits no ring is parked in the log, and its data are read again when they
+        # are applied. A primary redoes all of it from memory: a ring, and what it had applied since the checkpoint.
+        records.append((position, record if not secondary or kept <= most else _without_payload(record)))
     journal.device.flush()
     here = Point(lsn=body.lsn, lineage=Lineage(tuple(body.lineage)), consistent=body.consistent, item=body.item,
                  catalog=Catalog({store.id: store for store in body.stores}, body.next_id),
@@ -70,7 +71,7 @@ def recover(site: Site, checkpoint: Checkpoint) -> Scan:
         local = batch.local(record)
         if local.kind == layout.RECORD_NOTE and position >= checkpoint.note_position:
             applied = max(applied, _take_note(site, local.note, _note_body(record, local), differs))
-    end, secondary = here.copy(), site.role == "secondary"
+    end = here.copy()
     redo, given, refusing = [], dict(body.given), dict(body.refusing)
     for position, record in records:  # cases I, J, K, L, O
         local = batch.local(record)
@@ -86,6 +87,8 @@ def recover(site: Site, checkpoint: Checkpoint) -> Scan:
                 refusal = notes.decode_refused(_note_body(record, local))
                 refusing[refusal.lsn] = refusal.reason
             continue
+        if batch.head(memoryview(record)[TRAVEL:]).kind in (layout.BATCH_COPIED, layout.BATCH_ITEM):
+            site.intake.items_until = position + local.length
         refused = refusing.get(batch.head(memoryview(record)[TRAVEL:]).first_lsn, "") if _is_operation(record) else ""
         differed = refused or differs.get(position + local.length, "")
         if position < applied:
@@ -109,7 +112,7 @@ def recover(site: Site, checkpoint: Checkpoint) -> Scan:
         if _is_operation(record) and batch.head(memoryview(record)[TRAVEL:]).first_lsn not in site.refusing:
             site.gallery.hold(operations.decode(body_of(record)).effects(site.region_size))
     site.gallery.settle()
-    site.begin_window(applied, redo, parked=site.role == "secondary" and (bool(body.delay) or kept > most))
+    site.begin_window(applied, redo, parked=secondary and (bool(body.delay) or kept > most))
     return ends[0]
 
 

@@ -146,6 +146,11 @@ class Replica:
     # ---------------------------------------------------------------- what is acknowledged
 
     @property
+    def link(self) -> str:
+        """The name of the link, at its own site; empty: it has not said hello."""
+        return self._hello.link if self._hello is not None else ""
+
+    @property
     def pending(self) -> int:
         """The journal position that is to become durable before all that was received can be acknowledged."""
         return self._last.position
@@ -248,6 +253,8 @@ class Replica:
             self._refuse(
                 "version", f"this site speaks version {layout.WIRE_VERSION} of the protocol, the primary does not"
             )
+        if hello.path:
+            self._judge_path(hello)
         if site.role != "secondary" and hello.overrules and self._overruled(hello):
             self._refuse("busy", f"group {site.name!r} is a primary here, and steps down for the one that overrules it")
         if site.role != "secondary":
@@ -279,7 +286,18 @@ class Replica:
             if hello.group != site.group_id:
                 self._refuse("group", f"this node holds another group under the name {site.name!r}")
             lineage = Lineage.decode(hello.lineage)
-            site.roles.judge(hello.node, lineage, hello.lsn, overrules=hello.overrules)
+            site.roles.judge(hello.node, lineage, hello.lsn, path=hello.path, link=hello.link,
+                             overrules=hello.overrules)
+
+    def _judge_path(self, hello: Hello) -> None:
+        """The one that asks is a secondary itself: it feeds nobody who leads, nor anybody above it."""
+        site = self.site
+        if site.role != "secondary":
+            self._refuse("role", f"group {site.name!r} is a primary on this node, and a secondary on the one that "
+                                 f"asks: a secondary feeds no primary. Remove that link there")
+        if site.node_id in hello.path:
+            self._refuse("identity", f"a loop: the one that asks is fed by this node, directly or through others, so "
+                                     f"it cannot feed group {site.name!r} here. Remove that link there")
 
     def _refuse_primary(self, hello: Hello) -> None:
         """There are two primaries: what each has that the other lacks decides what is to be done."""
@@ -308,7 +326,8 @@ class Replica:
         self.judge(hello)
         self._hello = hello
         if site.group_id is not None:
-            site.roles.follow(hello.node)  # rule role_follow
+            site.protective.check_feed()
+            site.roles.follow(hello.node, hello.path, hello.turns)  # rule role_follow
         self._settle_position()
         return self.session.send(
             Welcome(
@@ -325,6 +344,7 @@ class Replica:
                 stores=introduce(site.end.catalog),
                 yields=site.end.yields,
                 refusals=list(site.end.refusals),
+                turns=site.turns,
                 tail=site.end.tails.get(hello.node),
             )
         )
@@ -360,7 +380,8 @@ class Replica:
         if len(names) != len(site.end.catalog.stores):
             self._refuse("stores", "the primary names volumes that this site does not have")
         lineage = Lineage.decode(pair.lineage)
-        site.intake.adopt(pair.group, {name: info.id for name, info in names.items()}, lineage, pair.lsn, pair.node)
+        site.intake.adopt(pair.group, {name: info.id for name, info in names.items()}, lineage, pair.lsn, pair.node,
+                          hello.path, hello.turns)
         self._settle_position()
         return self.session.send(Paired(lsn=pair.lsn))
 
@@ -371,6 +392,8 @@ class Replica:
         frame is to be received by itself. Batches that do not fit it come to :meth:`receive`, which says why."""
         site, session = self.site, self.session
         if not self._forked or session.state is not State.OPEN or site.role != "secondary":
+            return None
+        if site.protective.is_tight:
             return None
         if self._reach is None:
             self._reach = Reach(alignment=site.alignment)
@@ -412,7 +435,8 @@ class Replica:
         try:
             position = site.intake.receive(head, payload)
         except PyreplError as error:
-            raise Refused(f"this site cannot take what the primary sent: {error.text}", reason="state") from error
+            code = "space" if getattr(error, "reason", "") == "space" else "state"
+            raise Refused(f"this site cannot take what the primary sent: {error.text}", reason=code) from error
         self.bytes_received[kind] += len(data)
         refusal = Refusal(site.end.lsn, site.refused) if site.refused else None
         works = travel.kind == layout.BATCH_OPERATION and position == site.outcomes.received_until

@@ -33,7 +33,7 @@ class Walk:
         self._region = 0
 
     def next(
-        self, divergence: Divergence, stores: Iterable[Store], size_now: Callable[[int], int | None]
+        self, divergence: Divergence, stores: Iterable[Store], size_now: Callable[[int], int | None], most: int
     ) -> Step | None:
         """The next step, or None if nothing can be copied now.
 
@@ -41,7 +41,9 @@ class Walk:
             divergence: as of the place in the stream where the copy would stand.
             stores: that exist at that place.
             size_now: bytes that a store has at the journal's end (None: it is gone): what is read ends there.
+            most: bytes that it may have, if that is more than one region.
         """
+        regions = min(self.most, max(1, most // self.region_size))
         order = sorted(stores, key=lambda store: (store.id < self._store, store.id))
         for store in [*order, *order[:1]]:  # the first once more: from region 0 on
             start = self._region if store.id == self._store else 0
@@ -49,15 +51,14 @@ class Walk:
             now = size_now(store.id)
             if now is None:
                 continue  # its deletion is on the way
-            runs = self._runs(divergence, store.id, start, min(now, store.size) // self.region_size)
+            runs = self._runs(divergence, store.id, start, min(now, store.size) // self.region_size, regions)
             if runs:
                 self._region = runs[-1][0] + runs[-1][1]
                 return Step(store.id, runs, now)
         return None
 
-    def _runs(self, divergence: Divergence, store: int, start: int, end: int) -> Runs:
+    def _runs(self, divergence: Divergence, store: int, start: int, end: int, left: int) -> Runs:
         runs: Runs = []
-        left = self.most
         while left and start < end:
             run = divergence.next_run(store, start, left)
             if run is None or run[0] >= end:

@@ -16,7 +16,7 @@ connections are ended before (``group``), nor how the other site is led back (``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from pyrepl.catalog import MOST_VIEWS, VOLUME, Store
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pyrepl.site import Site
 
 PRIMARY, SECONDARY = "primary", "secondary"
+NOBODY = bytes(16)  # in place of the node that feeds a secondary which nobody feeds
+MOST_ABOVE = 14  # sites above the one that feeds a secondary: what that tells its own links has room for two more
 MOST_PARTED = 16  # nodes with which there is a split brain that are remembered
 
 
@@ -49,6 +51,7 @@ class Roles:
         self._refused_node = b""
         self.parted: dict[bytes, Parting] = {}  # nodes met since the start, with which there is a split brain
         self.asked: Callable[[], None] = lambda: None  # called when a primary has asked this site to lead
+        self.feeding: Callable[[], str] = lambda: ""  # the link by which somebody feeds this site now
 
     # ---- a primary that was started
 
@@ -99,13 +102,14 @@ class Roles:
         here.handed_over, here.tails, here.yields = not site.links and not yields, {}, yields
         for link in site.followers:
             with link.guard:
+                link.is_ending = link.name != successor
                 tail = link.ledger.tail()
             if link.peer is not None and tail is not None:
                 here.tails[link.peer] = tail
         site.successor, here.succession = successor, succession
         site.end = here.copy()
         self.asking = False
-        site.role, site.fed_by = SECONDARY, None
+        site.role, site.fed_by, site.above = SECONDARY, None, []
         site.remembered.clear()
         site.delay.begin()
         site.checkpoint()  # rule role_checkpoint: it names the role, and no links
@@ -197,6 +201,9 @@ class Roles:
         site.delay.end()
         if not site.here.consistent:
             site.protective.go_back()  # rule protect_return: durable with the role
+            for link in site.links.values():
+                with link.guard:
+                    link.begin_again("this site went back to its protective snapshot")
         state = site.window.state()
         check(state.durable_position == state.end_position, "what is applied is durable")
         here, generation, group = site.here, site.entropy(16), site.group_id
@@ -210,7 +217,7 @@ class Roles:
         site.role = PRIMARY
         if site.fed_by is not None:
             site.remember(site.fed_by)
-        site.fed_by = None
+        site.fed_by, site.above = None, []
         for link in links:
             link.begin()
             site.links[link.name] = link
@@ -221,10 +228,13 @@ class Roles:
 
     # ---- a secondary and the primaries that knock
 
-    def judge(self, node: bytes, lineage: Lineage, lsn: int, *, overrules: bool = False) -> None:
+    def judge(self, node: bytes, lineage: Lineage, lsn: int, *, path: Collection[bytes] = (), link: str = "",
+              overrules: bool = False) -> None:
         """Whether this primary's history continues that of this secondary; changes nothing.
 
         Args:
+            path: nodes that feed the one that asks, which is a secondary itself.
+            link: by which it asks.
             overrules: this site is told to lose what only it has.
 
         Raises:
@@ -238,7 +248,16 @@ class Roles:
         if parted.ours and not (mine.yields or overrules):
             self.meet(node, parted)
             raise Refused(words(parted, site.name, me="this secondary", other="the primary"), reason="lineage")
+        feeding = self.feeding()
+        if site.fed_by == node and feeding not in ("", link):
+            raise Refused(f"link {feeding!r} of the same node feeds this secondary now, and one is enough: remove link "
+                          f"{link!r} there", reason="busy", retryable=True)
         if site.fed_by in (None, node) or overrules:
+            return
+        if {node, *path} & ({site.fed_by, *site.above} - {NOBODY}):  # of one chain: all of it has the same order
+            if feeding:
+                raise Refused(f"node {site.fed_by.hex()} feeds this secondary now, and one is enough: remove that link "
+                              f"there if this one is to", reason="identity")
             return
         if not lineage.starts_with(mine.lineage):
             raise Refused("the group was paired with another primary, whose history this one does not know",
@@ -334,14 +353,21 @@ class Roles:
         snapshots.sort(key=lambda store: store.id, reverse=True)
         return volumes + snapshots[: max(MOST_VIEWS - len(volumes), 0)]
 
-    def follow(self, node: bytes) -> None:
-        """It was judged, and feeds this site from here on."""
-        if self.site.fed_by != node:
-            self.site.exclusive(lambda: self._follow(node))
+    def follow(self, node: bytes, path: list[bytes], turns: int) -> None:
+        """It was judged, and feeds this site from here on.
+
+        Args:
+            path: who feeds it, if it is a secondary itself.
+            turns: how often that has changed.
+        """
+        site, above = self.site, path[:MOST_ABOVE]
+        if (site.fed_by, site.above, site.turns_there) != (node, above, turns):
+            site.exclusive(lambda: self._follow(node, above, turns))
         self.sent_away("", b"", None)
         self.meet(node, None)
 
-    def _follow(self, node: bytes) -> None:
-        self.site.fed_by = node
+    def _follow(self, node: bytes, above: list[bytes], turns: int) -> None:
+        self.site.turns += self.site.fed_by not in (None, node)
+        self.site.fed_by, self.site.above, self.site.turns_there = node, above, turns
         self._forget_successor()
         self.site.checkpoint()

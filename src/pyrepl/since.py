@@ -22,7 +22,7 @@ from pyrepl._core import layout, pump
 from pyrepl._core.regions import RegionMap
 from pyrepl.catalog import Catalog, Store
 from pyrepl.errors import check
-from pyrepl.knowledge import Piece, kept_operation
+from pyrepl.knowledge import Piece, kept_operation, moves, passed
 from pyrepl.operations import Copied, CopiedImage, Operation, Resized, Reworked
 
 Changed = dict[int, RegionMap]
@@ -54,7 +54,9 @@ class Since:
         self.lsn = lsn
         self.position = position
         self.runs: list[Run] = list(runs)
+        self.is_lost = False  # what came beside the order, from a primary of this site's, is not told by it
         self._catalog = catalog
+        self._lsn = max([lsn, *(upto for upto, _ in self.runs)])  # that was read up to
 
     @classmethod
     def after(cls, site: Any, lsn: int, position: int, catalog: Catalog, backlog: Iterable[Piece]) -> Since:
@@ -65,13 +67,15 @@ class Since:
                 since.runs.append((piece.upto, since._performed(kept_operation(piece.operation))))
             else:
                 since.runs.append((piece.upto, {store: regions.copy() for store, regions in piece.regions.items()}))
-            since.position = piece.position
+            since.position, since._lsn = piece.position, piece.upto
         return since
 
     def copy(self) -> Since:
         """An independent one that tells the same now."""
         runs = [(upto, {store: regions.copy() for store, regions in changed.items()}) for upto, changed in self.runs]
-        return Since(self.site, self.lsn, self.position, self._catalog.copy(), runs)
+        other = Since(self.site, self.lsn, self.position, self._catalog.copy(), runs)
+        other.is_lost, other._lsn = self.is_lost, self._lsn
+        return other
 
     def take(self, until: int, *, most: int = MOST_KEPT) -> None:
         """Reads the journal on to the position ``until``: it may be dropped up to there.
@@ -101,14 +105,16 @@ class Since:
         told = [
             items.Run(upto, {store: changed.encode() for store, changed in run.items()}) for upto, run in whole.runs
         ]
-        if sum(len(data) for run in told for data in run.regions.values()) > items.MOST_TAIL:
+        if whole.is_lost or sum(len(data) for run in told for data in run.regions.values()) > items.MOST_TAIL:
             return None
         return items.Tail(self.lsn, told)
 
     # ---- checkpoints
 
     def save(self, most: int) -> SinceRecord | None:
-        """What a checkpoint holds of it. None: it is longer than ``most`` bytes, even as one run."""
+        """What a checkpoint holds of it. None: it is longer than ``most`` bytes, even as one run, or lost."""
+        if self.is_lost:
+            return None
         while True:
             runs = [(upto, {store: regions.encode() for store, regions in run.items()}) for upto, run in self.runs]
             if sum(len(data) for _, run in runs for data in run.values()) <= most:
@@ -145,6 +151,10 @@ class Since:
                     upto = entry.last_lsn
                     done = self._performed(operations.decode(bytes(entry.body)))
                     changed = _together((0, changed), (upto, done))[1]
+                else:
+                    beside = passed(entry, self.site.region_size)
+                    self.is_lost |= beside is not None and moves(beside, self._lsn)
+                self._lsn = max(self._lsn, upto)
                 self.position = entry.next_position
         if upto:
             self.runs.append((upto, changed))

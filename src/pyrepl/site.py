@@ -43,7 +43,7 @@ from pyrepl.outcomes import Outcomes
 from pyrepl.point import Point
 from pyrepl.protective import Protective
 from pyrepl.recovery import recover
-from pyrepl.roles import PRIMARY, SECONDARY, Roles
+from pyrepl.roles import NOBODY, PRIMARY, SECONDARY, Roles
 from pyrepl.seams import Entropy, Gate, NoPlugins, OpenGate, Placement, Plugins
 from pyrepl.shelf import Shelf
 from pyrepl.standing import standing
@@ -102,6 +102,9 @@ class Site:
         self.region_size = journal.region_size
         self.alignment = journal.alignment
         self.fed_by: bytes | None = None
+        self.turns = 0  # how often another node has come to feed this site in place of the one before
+        self.turns_there = 0  # the same count of the one that feeds this site, as it told
+        self.above: list[bytes] = []  # the nodes that feed that one, nearest first, as it has told
         self.links: dict[str, Link] = {}
         self.successor = ""  # of a primary that has stepped down: the link by which another site is asked to lead
         self.remembered: dict[bytes, Link] = {}  # by node: primaries that fed this site, until a link leads to them
@@ -219,7 +222,9 @@ class Site:
         )
         site = cls(found, name=body.name, role=body.role, node_id=node_id, group_id=body.group_id, placement=placement,
                    entropy=entropy, options=options, ordering=body.ordering)
-        site.fed_by, site.successor = body.fed_by, body.successor
+        site.fed_by, site.successor, site.above = body.fed_by, body.successor, body.above
+        site.turns, site.turns_there = body.turns, body.turns_there
+        site.intake.items_until = body.items_until
         site.delay.seconds = body.delay
         site.checkpoints = checkpoint.sequence
         try:
@@ -406,6 +411,8 @@ class Site:
             for link in self.followers:
                 with link.guard:
                     link.fold(state.applied_position)
+        if self.role == SECONDARY and self.links:
+            self.outcomes.spare_room()
         position, chain = state.applied_position, self._chain_at(state.applied_position)
         state = self.window.state()
         body = self._encode(self._capture())  # rule ckpt_capture: before the flush of the stores
@@ -453,7 +460,7 @@ class Site:
         lineage = self.end.lineage.reached(here.lsn) if self.role == PRIMARY else here.lineage
         links, remembered = {}, {}
         for link in self.links.values():
-            if self.role == PRIMARY or link.name == self.successor:  # who has stepped down keeps no other over a start
+            if not link.is_ending:  # who has stepped down keeps none over a start but that to its successor
                 with link.guard:
                     links[link.name] = link.save()
         for node, link in self.remembered.items():
@@ -495,6 +502,11 @@ class Site:
             delay=self.delay.seconds,
             protective=self.protective.snapshot,
             waived=here.waived,
+            above=self.above,
+            turns=self.turns,
+            turns_there=self.turns_there,
+            # What is just coming may be applied before it is said that it has come.
+            items_until=(self.window.state().applied_position if self.intake.is_coming else self.intake.items_until),
         )
 
     def write_out(self) -> int:
@@ -683,6 +695,22 @@ class Site:
         """All for whom the log, or a backlog, is kept."""
         return [*self.links.values(), *self.remembered.values()]
 
+    @property
+    def path(self) -> list[bytes]:
+        """The nodes that feed this secondary, nearest first, as far as they have told; zeros: nobody does. Empty: it is
+        a primary."""
+        if self.role == PRIMARY:
+            return []
+        return [self.fed_by or NOBODY, *self.above]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the stores show a state of the order at the journal's end, as those of a primary always do."""
+        return self.role == PRIMARY or (
+            self.end.consistent and self.here.consistent and not self.refusing
+            and (not self.delay.is_parking or self.here.lsn == self.end.lsn)
+        )
+
     def remember(self, node: bytes) -> None:
         """What changes from here on is kept for this node, which stands here or has gone further by itself: a link to
         it will know. Between two steps, with everything applied."""
@@ -690,6 +718,9 @@ class Site:
 
         link = Link(self, "remembered", address="", peer=node, guard=self.guard)
         link.begin()
+        # A secondary that fed this one may not have been consistent itself: it is counted when this one feeds that, and
+        # then nothing of it is known but its own word.
+        link.ledger.turns = self.turns_there
         for store in self.here.catalog:
             link.base.divergence.add(store.id, store.size // self.region_size, differs=False)
         self.remembered[node] = link
@@ -699,7 +730,7 @@ class Site:
         self.exclusive(lambda: self._attach(link))
 
     def _attach(self, link: Link) -> None:
-        self._require_primary()
+        self.check_attach()
         link.begin()  # before it counts: one that has not begun would hold the log from its start, and fold the others
         self.links[link.name] = link
         try:
@@ -707,6 +738,31 @@ class Site:
         except BaseException:
             self.links.pop(link.name, None)
             raise
+
+    def check_attach(self) -> None:
+        """Whether this site may have links: a primary that leads, or a secondary that is led.
+
+        Raises:
+            Refused: it may not; the text says why.
+        """
+        if self.role == PRIMARY:
+            self._require_primary()
+        elif self.group_id is None:
+            raise Refused(
+                f"group {self.name!r} is a secondary here that no primary has led yet: let it be paired, then add the "
+                f"link", reason="role")
+        elif self.successor:
+            raise Refused(
+                f"group {self.name!r} has stepped down here and asks another site to lead: add the link there",
+                reason="role")
+        elif self.fed_by is None:
+            raise Refused(
+                f"group {self.name!r} has stepped down here, and no primary has led it since: a secondary that it told "
+                f"to lead would hear otherwise. Let it be led, then add the link", reason="role")
+        elif self.delay.seconds:
+            raise Refused(
+                f"group {self.name!r} is delayed here, and a secondary with links of its own cannot be: what it shows "
+                f"is older than what it sends. Delay the site that is last", reason="state")
 
     def detach(self, name: str) -> None:
         """The link is forgotten; durable on return."""

@@ -35,6 +35,7 @@ def standing(site: Site) -> dict[str, Any]:
         "yields": site.end.yields,
         "asking": [link.name for link in list(site.links.values()) if not link.answered and site.roles.asking],
         "fed_by": site.fed_by.hex() if site.fed_by else None,
+        "above": [node.hex() for node in site.above if any(node)],
         "last_refusal": site.roles.refused,
         "last_refusal_time": site.roles.refused_at,
         "split_brain": site.roles.split_brain(),

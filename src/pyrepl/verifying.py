@@ -3,8 +3,8 @@ It may be another operation, of which the result is compared.
 
 One thread compares with one link. A piece of 4 MiB is compared by one digest, region by region only where it differs.
 What was in D of the link at that LSN is left out: it is known to differ. Decides what of a link counts as equal,
-different, repaired or failed, and when a link that does not get on is given up. How digests are made is
-``verification``, what a difference means is ``link``.
+different, repaired or failed, when a link that does not get on is given up, and what is remembered of a difference
+that is not to be repaired. How digests are made is ``verification``, what a difference means is ``link``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from pyrepl import operations
 from pyrepl._core.regions import RegionMap
+from pyrepl.attachment import LATER
 from pyrepl.errors import PyreplError, WaitTimeout
+from pyrepl.ledger import FoundDifferent
 from pyrepl.probes import Asked, Probing
 from pyrepl.protocol.messages import DIGEST, MOST_PROBED
 from pyrepl.results import TELL_EVERY
@@ -229,14 +231,20 @@ class Comparison:
             if moved != self._moved:
                 self._moved, self._moved_at = moved, now
             if self._deadline is not None and now >= self._deadline:
-                raise _GaveUp(f"the time is over: the link is {self._attachment.status()['state']}")
+                raise _GaveUp(f"the time is over: the link is {self._attachment.status()['state']}"
+                              + (LATER if self._is_later() else ""))
             if now - self._moved_at > STUCK:
-                if self._link.applied_lsn < self._lsn <= self._link.base.lsn:
+                if self._is_later():
                     raise _GaveUp("the secondary holds it and has not performed it: if that site is delayed, verify "
                                   "without a delay")
                 raise _GaveUp(f"nothing has moved for {STUCK:g} s: the link is {self._attachment.status()['state']}"
                               + (f", {last_error}" if last_error else ""))
             self._awake.wait(LOOK)
+
+    def _is_later(self) -> bool:
+        """Whether the secondary holds it, and has not performed it."""
+        with self._link.guard:
+            return self._link.applied_lsn < self._lsn <= self._link.base.lsn
 
 
 def _marked(regions: RegionMap, first: int, count: int) -> int:
@@ -331,8 +339,34 @@ def verify(
             run.wait(progress)
         finally:
             run.end()
+            with suppress(PyreplError):  # a group that has failed says so itself
+                _remember(group, attachments, run.lsn, run.links(), repair=repair, whole=False)
         lsn, links = run.lsn, run.links()
-    return {"lsn": lsn, "links": links}
+    _remember(group, attachments, lsn, links, repair=repair, whole=True)
+    return {"lsn": lsn, "region_size": group.region_size, "links": links}
+
+
+def _remember(
+    group: Group, attachments: list[Attachment], lsn: int, links: Links, *, repair: bool, whole: bool
+) -> None:
+    """What was found different by now and is not repaired stays known, over restarts too, until all of a secondary's
+    stores were compared and nothing of it is left: equal, or in D (rule of the model, "Verification")."""
+    changed: Attachment | None = None
+    for attachment in attachments:
+        if attachment.name not in links:
+            continue  # no store was left to be compared
+        one, link = links[attachment.name], attachment._link
+        size = 0 if repair else one["regions_different"] * group.region_size
+        with link.guard:
+            known = link.ledger.found_different
+            is_all = whole and one["state"] != "failed"
+            if (known is not None and (known.lsn, known.bytes) == (lsn, size)) or not (size or is_all):
+                continue  # it is known already, or there is no word on it
+            if is_all or known is None or size > known.bytes:
+                link.ledger.found_different = FoundDifferent(lsn, time.time(), size) if size else None
+                changed = attachment if link.ledger.found_different != known else changed
+    if changed is not None:
+        changed._keep("verifying")
 
 
 class Judged:

@@ -190,13 +190,19 @@ class Done(NamedTuple):
     """What came of the plug-ins of an operation here.
 
     ``outcomes``: of each; what it is to be everywhere if this site ``decides``. ``benches``: what is swapped in.
-    ``differs``: why this site has not the result of all of them.
+    ``differs``: why this site has not the result of all of them. ``told``: of each, by the one that decided.
     """
 
     outcomes: list[Outcome]
     decides: bool
     benches: list[Bench]
     differs: str = ""
+    told: Sequence[Outcome] = ()
+
+    @property
+    def decided(self) -> list[Outcome]:
+        """What it is to be everywhere: as this site says, or as it was told."""
+        return self.outcomes if self.decides else list(self.told)
 
     def place(self, slots: Sequence[int]) -> list[notes.Worked]:
         """What the note says, with each bench in its slot."""
@@ -263,7 +269,8 @@ class Workshop:
         benches = [bench for job in jobs for bench in job.benches]
         decides = all(job.told is None for job in jobs)
         differs = "" if decides else next((job.problem for job in jobs if job.problem), "")
-        return Done([job.outcome for job in jobs], decides, benches, differs)
+        told = [job.told for job in jobs if job.told is not None]
+        return Done([job.outcome for job in jobs], decides, benches, differs, told)
 
     def abandon(self) -> None:
         """What is under way is given up: nothing of it was said, and it is run again when it is asked for."""

@@ -84,3 +84,39 @@ print("bye", flush=True)
     process = python(code, str(tmp_path / "node"))
     assert process.communicate(timeout=60)[0] == "bye\n"
     assert process.returncode == 0
+
+
+HEAVY = """
+import os, sys, threading, pyrepl
+node = pyrepl.Node.open(sys.argv[1], create=True)
+group = node.create_group("db", sys.argv[1] + "/journal", journal_size=1 << 30)
+volume = group.add_volume("data", size=64 << 20)
+def write(first):
+    number = first
+    while True:
+        volume.write(number % 64 << 20, number.to_bytes(8, "little") * (1 << 17))
+        os.write(1, b"%d\\n" % number)
+        number += 4
+for first in range(4):
+    threading.Thread(target=write, args=(first,)).start()
+"""
+
+
+@pytest.mark.parametrize("writes", [80, 150, 260])
+def test_a_killed_primary_whose_journal_is_far_ahead(writes, tmp_path, python, nodes):
+    """A large journal holds more since the last checkpoint than fits the ring."""
+    writer = python(HEAVY, str(tmp_path / "node"))
+    seen = {}
+    for line in writer.stdout:
+        seen[int(line) % 64] = max(int(line), seen.get(int(line) % 64, 0))
+        if int(line) >= writes:
+            break
+    os.kill(writer.pid, signal.SIGKILL)
+    for line in writer.stdout:
+        seen[int(line) % 64] = max(int(line), seen.get(int(line) % 64, 0))
+    group = nodes("node").group("db")
+    assert group.fault is None
+    for place, number in seen.items():
+        data = group.volume("data").read(place << 20, 1 << 20)
+        found = int.from_bytes(data[:8], "little")
+        assert found >= number and found % 64 == place and data == found.to_bytes(8, "little") * (1 << 17)

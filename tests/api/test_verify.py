@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import pyrepl
-from pyrepl import verifying
+from pyrepl import operations, verifying
+from pyrepl.errors import Refused
 from tests.support.ports import lasting_port
 
 REGION = 65536
@@ -228,3 +229,123 @@ def test_a_paused_link_says_so_at_once(two: Two, monkeypatch: pytest.MonkeyPatch
     assert result["state"] == "failed" and "paused" in result["reason"]
     two.link.resume()
     assert two.verify()["state"] == "equal"
+
+
+def plant(two: Two, store: str, offset: int) -> Path:
+    """One byte of a secondary's device is another than what was written there; both sites are synced again."""
+    two.link.wait_synced(timeout=60)
+    two.link.wait_applied(two.group.flush(), timeout=60)
+    path = next(s["path"] for s in two.b.group("db").status()["stores"] if s["name"] == store)
+    two.stop_far()
+    flip(path, offset)
+    two.start_far()
+    return Path(path)
+
+
+def found(two: Two) -> tuple[int, int] | None:
+    """LSN and bytes of what is remembered."""
+    one = two.link.status()["found_different"]
+    return None if one is None else (one["lsn"], one["bytes"])
+
+
+def test_what_is_found_and_not_repaired_is_remembered(two: Two) -> None:
+    """Over restarts of this site, and whatever cannot be compared later, until all of it is known to be equal."""
+    two.group.volume("data").write(0, os.urandom(SIZE))
+    assert two.verify(repair=False)["state"] == "equal" and found(two) is None
+    path = plant(two, "data", 7 * REGION + 5)
+    lsn = two.verify(repair=False)["lsn"]
+    assert found(two) == (lsn, REGION) and two.link.status()["synced"]
+    assert abs(two.link.status()["found_different"]["time"] - time.time()) < 60
+    two.a.close()
+    two.a = pyrepl.Node.open(two.path / "a")
+    two.group = two.a.group("db")
+    two.link = two.group.link("paris")
+    two.link.wait_synced(timeout=60)
+    assert found(two) == (lsn, REGION), "it is durable"
+    two.link.pause()
+    assert two.verify()["state"] == "failed" and found(two) == (lsn, REGION), "nothing was compared"
+    two.link.resume()
+    two.link.wait_synced(timeout=60)
+    two.stop_far()
+    flip(path, 7 * REGION + 5)  # it is mended by somebody else
+    two.start_far()
+    assert two.verify(repair=False)["state"] == "equal" and found(two) is None
+    two.stop_far()
+    flip(path, 7 * REGION + 5)
+    two.start_far()
+    again = two.verify(repair=False)["lsn"]
+    assert found(two) == (again, REGION)
+    assert two.verify()["state"] == "repaired" and found(two) is None and two.equal()
+
+
+def test_what_is_remembered_of_more_stores_than_one_verification_has(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that is equal says nothing of the others; one that is not compared keeps what was known."""
+    monkeypatch.setattr(operations, "MOST_VERIFIED", 1)
+    two.group.volume("data").write(0, os.urandom(SIZE))
+    plant(two, "data", 0)
+    assert two.verify(repair=False)["state"] == "different"
+    known = found(two)
+    assert known is not None and known[1] == REGION
+    real, compared = verifying.Comparison._compare, []
+
+    def first_only(comparison: Any, lsn: int, repair: bool) -> None:
+        compared.append(lsn)
+        if len(compared) == 2:
+            raise OSError("no more")
+        if len(compared) > 2:  # the first part is found equal, whatever it is
+            real(comparison, lsn, repair)
+
+    monkeypatch.setattr(verifying.Comparison, "_compare", first_only)
+    assert two.verify()["state"] == "failed" and len(compared) == 2 and found(two) == known
+    assert two.verify()["state"] == "repaired" and found(two) is None and two.equal()
+
+
+def test_a_copy_that_was_found_different_does_not_lead_unasked(two: Two) -> None:
+    """Its bytes would be the ones that count, and the last good copy would be repaired by them."""
+    two.a.listen("127.0.0.1", lasting_port())
+    data = two.group.volume("data")
+    data.write(0, os.urandom(SIZE))
+    good = data.read(0, SIZE)
+    plant(two, "data", 3 * REGION)
+    lsn = two.verify(repair=False)["lsn"]
+    for step_down in (lambda: two.group.migrate("paris", timeout=60), lambda: two.group.demote(timeout=60)):
+        with pytest.raises(Refused, match=f"differs from this one in 64 KiB, as the verification at LSN {lsn} found") as caught:
+            step_down()
+        assert (caught.value.reason, caught.value.context["bytes"]) == ("different", REGION)
+        assert two.group.role == "primary"
+    data.write(0, good[:REGION])  # it goes on
+    assert two.verify()["state"] == "repaired"
+    two.group.migrate("paris", timeout=60)
+    far = two.b.group("db")
+    assert (two.group.role, far.role) == ("secondary", "primary") and far.volume("data").read(0, SIZE) == good
+
+
+def test_it_leads_with_force(two: Two) -> None:
+    two.a.listen("127.0.0.1", lasting_port())
+    two.group.volume("data").write(0, bytes(SIZE))
+    plant(two, "data", 3 * REGION)
+    two.verify(repair=False)
+    two.group.migrate("paris", timeout=60, force=True)
+    assert two.b.group("db").volume("data").read(3 * REGION, 1) == b"\xff"
+
+
+def test_another_secondary_may_take_its_place(two: Two) -> None:
+    """Stepping down is refused only if no secondary is free of it; a link that is removed takes its word along."""
+    two.group.volume("data").write(0, os.urandom(SIZE))
+    plant(two, "data", 0)
+    two.verify(repair=False)
+    with pytest.raises(Refused, match="verification"):
+        two.group.demote(timeout=60)
+    two.group.remove_link("paris")
+    two.link = two.group.add_link("paris", "{}:{}".format(*two.address))
+    two.link.wait_synced(timeout=60)
+    assert found(two) is None
+    two.verify(repair=False)
+    assert found(two) is not None
+    with pyrepl.Node.open(two.path / "c", create=True) as third:
+        far = third.create_group("db", str(two.path / "c.journal"), journal_size=64 << 20, role="secondary")
+        for volume in two.group.volumes:
+            far.add_volume(volume.name, size=SIZE)
+        two.group.add_link("rome", "{}:{}".format(*third.listen("127.0.0.1", 0))).wait_synced(timeout=60)
+        two.group.demote(timeout=60)
+    assert two.group.role == "secondary"

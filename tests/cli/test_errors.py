@@ -49,7 +49,8 @@ def test_refused(berlin, paris, pair):
     told = paris.fails(errors.Refused.exit_status, "snapshot", "create", f"{pair}/data", "here")
     assert "is a secondary here: write, and make operations, at its primary" in told
     assert "is a secondary here" in paris.fails(errors.Refused.exit_status, "volume", "write", f"{pair}/data", input=b"x")
-    assert "secondary" in paris.fails(errors.Refused.exit_status, "link", "add", f"{pair}/back", berlin.address)
+    assert "secondary" in paris.fails(errors.Refused.exit_status, "link", "add", f"{pair}/back", berlin.address,
+                                     "--mode", "sync")
 
 
 def test_in_use(berlin, group, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pyrepl.cli import output
+from tests.support.clients import until
 
 MIB = 1 << 20
 
@@ -55,6 +56,17 @@ def test_a_limit_from_the_beginning(berlin, group):
     (["--dead", "1"], "more than heartbeat"), (["--mode", "maybe"], "maybe"), (["--address", "nowhere"], "not an address")])
 def test_what_cannot_be_set(berlin, pair, options, words):
     assert words in berlin.fails(2, "link", "set", f"{pair}/paris", *options)
+
+
+def test_a_link_of_a_secondary(berlin, paris, pair):
+    """It is told below the secondary's own line; here it is the wrong way round, and says so."""
+    paris.ok("link", "add", f"{pair}/back", berlin.address)
+    until(lambda: "a secondary feeds no primary" in paris.ok("status", pair), "it is refused", 20.0)
+    first, second, *_ = paris.ok("status", pair).splitlines()
+    assert first.startswith(f"{pair}  secondary  consistent") and second.strip().startswith("→ back  refused")
+    assert [link.state for link in paris.json(output.LinkList, "link", "list", pair).links] == ["refused"]
+    paris.ok("link", "remove", f"{pair}/back")
+    assert "→" not in paris.ok("status", pair)
 
 
 def test_a_delayed_secondary(berlin, paris, pair):

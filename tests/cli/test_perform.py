@@ -58,6 +58,9 @@ def test_perform(berlin, group):
 def test_one_that_fails(berlin, group):
     done = berlin("perform", group, "fails", "--arg", "store=data")
     assert done.returncode == 1 and "it has failed, and changed nothing at any site: ValueError: a bad day" in done.stdout
+    (job,) = berlin.json(output.JobList, "job", "list", group, "--last", "1").jobs
+    assert (job.verb, job.state, job.result) == ("group.perform", "done", "plug-in failed: ValueError: a bad day")
+    assert berlin.ok("job", "list", group).splitlines()[-1].endswith("done: plug-in failed: ValueError: a bad day")
     assert "failed, and changed nothing" in berlin.ok("operation", "show", group, "2")
     assert "perform fails (failed)" in berlin.ok("operation", "list", group)
 

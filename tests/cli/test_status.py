@@ -50,6 +50,8 @@ def first(group=(), **link):
      "db  primary  → paris  paused, consistent, up to date (journal 3 % full)"),
     ({"state": "refused", "last_error": "sizes differ"},
      "db  primary  → paris  refused (sizes differ), consistent, had everything when it was heard of last (journal 3 % full)"),
+    ({"found_different": {"lsn": 6, "time": 0.0, "bytes": 128 << 10}},
+     "db  primary  → paris  consistent, 128 KiB found different at LSN 6, not repaired, up to date (journal 3 % full)"),
     ({"degraded": True, "mode": "sync"}, "db  primary  → paris  consistent, not in sync: writes do not wait for it, up to date (journal 3 % full)"),
 ])
 def test_the_first_line(link, line):
@@ -59,6 +61,9 @@ def test_the_first_line(link, line):
 def test_how_long_ago_the_last_error_was():
     assert "refused (sizes differ, 1 h 1 min ago), consistent" in first(state="refused", last_error="sizes differ",
                                                                         last_error_time=time.time() - 3690)
+    assert "refused for 3 min 5 s (no room), consistent" in first(state="refused", last_error="no room",
+                                                                  refused_since=time.time() - 185)
+    assert "refused for" not in first(state="refused", refused_since=None, last_error="no room")
     assert "inconsistent (journal" in first(state="refused", consistent=False), "nothing is up to date that was never there"
     said = headline.detail({**GROUP, "group_id": "g", "lsn": {"end": 7, "durable": 7, "applied": 7}, "stores": [], "links": [],
                             "journal": {"used": 3, "size": 100, "engine": "e", "checkpoints": 1}, "window": {"used": 1, "size": 2},
@@ -96,6 +101,18 @@ def test_split_brain_in_the_first_line():
     assert below.startswith("db  secondary  consistent, SPLIT BRAIN with node abababab") and "or the same there, at LSN 7" in below
     assert first({"role": "secondary", "links": [], "primary_connected": False, "fed_by": "ab"}) == (
         "db  secondary  consistent, its primary is not connected, at LSN 7 (journal 3 % full)")
+
+
+def test_the_first_lines_of_a_cascade():
+    """Each says who feeds it, and whom it feeds."""
+    middle = {**GROUP, "role": "secondary", "primary_connected": True, "fed_by": "ab" * 16, "above": [], "links": [LINK]}
+    assert headline.lines(middle) == [
+        "db  secondary  consistent, fed by its primary, node abababab, at LSN 7 (journal 3 % full)",
+        "               → paris  consistent, up to date (journal 3 % full)"]
+    last = {**middle, "above": ["cd" * 16], "links": []}
+    assert headline.lines(last) == ["db  secondary  consistent, fed by node abababab, a secondary itself, at LSN 7 (journal 3 % full)"]
+    assert headline.lines({**last, "primary_connected": False}) == [
+        "db  secondary  consistent, node abababab, which feeds it, is not connected, at LSN 7 (journal 3 % full)"]
 
 
 def test_watch_tells_a_split_brain_once():
@@ -222,6 +239,8 @@ def test_tables(capsys, monkeypatch):
     ({}, {"state": "down", "last_error": "a|b\nc"}, 2, "CRITICAL: db → paris down: a/b c"),
     ({}, {"state": "refused"}, 2, "CRITICAL: db → paris refused"),
     ({}, {"state": "resyncing", "consistent": False}, 1, "WARNING: db → paris resyncing, db → paris inconsistent"),
+    ({}, {"found_different": {"lsn": 6, "time": 0.0, "bytes": 65536}}, 1,
+     "WARNING: db → paris 64 KiB found different at LSN 6, not repaired"),
     ({}, {"degraded": True, "mode": "sync"}, 1, "WARNING: db → paris not in sync"),
     ({"state": "failed", "error": "the disk is gone"}, {}, 2,
      "CRITICAL: db failed: the disk is gone; when the cause is gone, `pyrepl group open db` opens it again"),

@@ -50,7 +50,7 @@ def sent(daemon, group: str) -> int:
 def test_equal(berlin, written) -> None:
     text = berlin.ok("verify", written)
     assert text.startswith(f"{written} as of LSN ") and "\n  paris: equal; 4 MiB compared, " in text
-    found = berlin.json(output.Verified, "verify", written, "--link", "paris", "--repair")
+    found = berlin.json(output.Verified, "verify", written, "--link", "paris", "--no-repair")
     (link,) = found.links
     assert (link.name, link.state, link.reason, link.extents) == ("paris", "equal", None, [])
     assert (link.compared, link.different, link.known_to_differ) == (4 << 20, 0, 0) and 0 < link.bytes_on_wire < 1024
@@ -60,20 +60,58 @@ def test_a_planted_difference_is_found_and_repaired(berlin, paris, written) -> N
     """On the secondary's real device, below everything: the command finds it, moves that region, and nothing else."""
     path, copied = device(paris, written), sent(berlin, written)
     flip(path, 5 * REGION + 1000)
-    done = berlin("verify", written)
+    done = berlin("verify", written, "--no-repair")
     assert done.returncode == 1 and not done.stderr
     assert "  paris: 64 KiB differ; 4 MiB compared, " in done.stdout
     assert f"\n    data: 64 KiB from {5 * REGION} on\n" in done.stdout
     assert sent(berlin, written) == copied  # only found
-    done = berlin("verify", written, "--repair", "--json")
+    lsn = is_told(berlin, written)
+    assert berlin.stop(signal.SIGKILL) == -signal.SIGKILL  # it is durable when the command has ended
+    berlin.start()
+    berlin.ok("wait", written, "synced", "--timeout", "60")
+    assert berlin.json(output.GroupShow, "group", "show", written).group.links[0].found_different.lsn == lsn
+    copied = sent(berlin, written)  # since this start
+    told = berlin.fails(5, "migrate", written, "--to", "paris")
+    assert f"differs from this one in 64 KiB, as the verification at LSN {lsn} found" in told and "with force" in told
+    assert "with force" in berlin.fails(5, "demote", written)
+    done = berlin("verify", written, "--json")
     assert done.returncode == 1
     (link,) = json.loads(done.stdout)["links"]
     assert (link["state"], link["different"]) == ("repaired", REGION)
     assert link["extents"] == [{"store": "data", "offset": 5 * REGION, "length": REGION}]
     assert REGION <= sent(berlin, written) - copied <= REGION + 4096
+    assert berlin.json(output.GroupShow, "group", "show", written).group.links[0].found_different is None
+    berlin.ok("status", written, "--check")
+    assert jobs(berlin, written)[-1].result == "64 KiB differed at paris, repaired"
     berlin.ok("verify", written)
+    assert jobs(berlin, written)[-1].result is None
     berlin.ok("wait", written, "applied", "--link", "paris", "--timeout", "30")
     assert path.read_bytes()[:4 << 20] == device(berlin, written).read_bytes()[:4 << 20]
+
+
+def jobs(daemon, group: str) -> list[output.Job]:
+    """Of that group."""
+    return list(daemon.json(output.JobList, "job", "list", group).jobs)
+
+
+def is_told(berlin, group: str) -> int:
+    """A difference that was found, and is not repaired, is seen wherever somebody looks; the LSN as of which."""
+    different = berlin.json(output.GroupShow, "group", "show", group).group.links[0].found_different
+    assert different.bytes == REGION
+    words = f"64 KiB found different at LSN {different.lsn}, not repaired"
+    first, *details = berlin.ok("status", group).splitlines()
+    assert words in first and any(words in line and f"`pyrepl verify {group} --link paris`" in line for line in details)
+    checked = berlin("status", group, "--check")
+    assert checked.returncode == 1 and checked.stdout.startswith(f"WARNING: {group} → paris {words}")
+    assert "64 KiB found" in berlin.ok("link", "list", group)
+    (metric,) = (line for line in berlin.ok("metrics").splitlines()
+                 if line.startswith("pyrepl_link_found_different_bytes") and group in line)
+    assert float(metric.split()[-1]) == REGION
+    job = jobs(berlin, group)[-1]
+    assert (job.verb, job.state, job.result) == ("group.verify", "done", "64 KiB differ at paris")
+    assert berlin.ok("job", "list", group).splitlines()[-1].endswith("done: 64 KiB differ at paris")
+    assert berlin.ok("job", "show", str(job.id)).startswith(f"group.verify of {group}: done: 64 KiB differ at paris\n")
+    return int(different.lsn)
 
 
 def test_it_is_a_comparison_of_the_devices(berlin, paris, written) -> None:

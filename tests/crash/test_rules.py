@@ -9,14 +9,23 @@ import inspect
 import random
 import sys
 import textwrap
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from pyrepl.applier import Applier
+from pyrepl.greeting import Greeting
+from pyrepl.intake import Intake
 from pyrepl.journal import Journal
+from pyrepl.knowledge import Knowledge
+from pyrepl.ledger import Ledger
+from pyrepl.link import Link
+from pyrepl.roles import Roles
 from pyrepl.site import Site
 from pyrepl.views import Views
+from tests.engine import test_cascade
+from tests.support.chain import Chain
 from tests.support.simulation import Disk, World, open_site
 from tests.support.story import Story, ViewStory, Violation
 
@@ -42,18 +51,106 @@ OFF: dict[str, tuple[type, str, list[tuple[str, str]]]] = {
 }
 
 
-def switch_off(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replaces the function that keeps the rule by one that does not."""
-    owner, name, changes = OFF[rule]
-    source = textwrap.dedent(inspect.getsource(getattr(owner, name)))
+def without(rule: str, change: tuple[type, str, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Replaces a function, or property, that keeps the rule by one that does not; the module that it is of."""
+    owner, name, changes = change
+    known = inspect.getattr_static(owner, name)
+    source = textwrap.dedent(inspect.getsource(known.fget if isinstance(known, property) else known))
     for old, new in changes:
         assert source.count(old) == 1, f"{rule}: {old!r} is not in {name}"
         source = source.replace(old, new)
     module = sys.modules[owner.__module__]
-    assert rule in inspect.getsource(module), f"{module.__name__} does not name the rule {rule}"
     space: dict[str, Any] = dict(vars(module))
     exec(compile("from __future__ import annotations\n" + source, f"<without {rule}>", "exec"), space)
     monkeypatch.setattr(owner, name, space[name])
+    return module
+
+
+def switch_off(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switches off a rule that its module names."""
+    module = without(rule, OFF[rule], monkeypatch)
+    assert rule in inspect.getsource(module), f"{module.__name__} does not name the rule {rule}"
+
+
+# Of docs/model.md, section 8: what keeps D of a second link true, and the test of tests/engine/test_cascade.py that notices.
+OFF_IN_A_CASCADE: dict[str, tuple[tuple[type, str, list[tuple[str, str]]], str]] = {
+    "cascade_pass": (
+        (Intake, "receive", [("self.items_until = after", "pass")]),
+        "test_the_last_site_is_not_called_consistent_before_the_middle_is",
+    ),
+    "cascade_pass, while it comes": (
+        (Link, "_is_settled", [("not intake.is_coming and ", "")]),
+        "test_while_something_comes_beside_the_order[copy]",
+    ),
+    "cascade_pass, in a checkpoint": (
+        (Site, "_capture", [("self.window.state().applied_position if self.intake.is_coming else ", "")]),
+        "test_while_something_comes_beside_the_order[checkpoint]",
+    ),
+    "cascade_turn": (
+        (Intake, "_receive_item", [("self._turn()", "pass")]),
+        "test_a_fork_takes_both_back",
+    ),
+    "L6: passed": (
+        (Link, "_is_settled", [(" and self.ahead.position >= intake.items_until", "")]),
+        "test_the_last_site_is_not_called_consistent_before_the_middle_is",
+    ),
+    "L6: consistent itself": (
+        (Link, "_is_settled", [(" and self.site.is_settled", "")]),
+        "test_nothing_is_copied_on_before_the_middle_is_consistent",
+    ),
+    "L6: nothing is copied": (
+        (Link, "_place_copy", [("self.is_stale or not self._is_settled", "self.is_stale")]),
+        "test_a_copy_is_void_if_something_came_beside_the_order_meanwhile",
+    ),
+    "L6: nor called consistent": (
+        (Link, "_may_say_consistent", [("self._is_settled and ", "")]),
+        "test_the_last_site_is_not_called_consistent_before_the_middle_is",
+    ),
+    "a skip goes on": (
+        (Link, "_pass", [("isinstance(item, items.Skip)", "False")]),
+        "test_what_the_middle_is_sent_beside_the_order_reaches_the_last",
+    ),
+    "copied regions enter D": (
+        (Knowledge, "_pass", [("divergence.enter(store, regions)", "pass")]),
+        "test_what_the_middle_is_sent_beside_the_order_reaches_the_last",
+    ),
+    "a store that is made is in the catalog": (
+        (Knowledge, "_pass", [("self.catalog.add(", "str(")]),
+        "test_a_store_is_made_anew_in_the_middle",
+    ),
+    "a store that is dropped is not": (
+        (Knowledge, "_pass", [("self.catalog.stores.pop(number, None)", "pass")]),
+        "test_a_store_is_made_anew_in_the_middle",
+    ),
+    "what is dropped by the journal makes D everything": (
+        (Ledger, "fold", [("return False", "pass")]),
+        "test_a_journal_that_cannot_keep_it_makes_the_word_of_the_last_site_void",
+    ),
+    "the word of the last site does not count for that": (
+        (Ledger, "pass_beside", [("if beside.runs", "if False")]),
+        "test_what_is_repaired_in_the_middle_is_copied_on_after_a_break",
+    ),
+    "who went back knows nothing": (
+        (Roles, "_take_lead", [("link.begin_again(", "str(")]),
+        "test_the_middle_leads_from_its_protective_snapshot",
+    ),
+    "who fed it is counted": (
+        (Roles, "_follow", [("self.site.turns += ", "")]),
+        "test_who_fed_it_meanwhile_makes_what_was_known_void",
+    ),
+    "who was fed by another is not known": (
+        (Greeting, "_resume", [("strange = ledger.peer is not None", "strange = False")]),
+        "test_who_fed_it_meanwhile_makes_what_was_known_void",
+    ),
+    "who has more is not taken back": (
+        (Greeting, "_resume", [("if self.path and welcome.lsn > here", "if False")]),
+        "test_a_site_that_has_more_is_not_taken_back",
+    ),
+    "another feeder above is told": (
+        (Link, "is_stale", [("(self.site.lineage, self._path)", "(self.site.lineage, self._told[1])")]),
+        "test_another_feeder_above_is_told_to_the_last_site",
+    ),
+}
 
 
 def broken_at(story: type[Story]) -> int | None:
@@ -127,3 +224,40 @@ def test_stories_notice_that_the_rule_is_off(rule: str, monkeypatch: pytest.Monk
     switch_off(rule, monkeypatch)
     story = ViewStory if OFF[rule][0] is Views else Story
     assert broken_at(story) is not None, f"{len(SEEDS)} stories hold without {rule}"
+
+
+def holds(test: str) -> bool:
+    """Whether this test of the cascade holds, with all that it is parametrized with, or with what is named."""
+    name, _, chosen = test.partition("[")
+    function = getattr(test_cascade, name)
+    marks = [mark for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
+    cases = [{marks[0].args[0]: value} for value in marks[0].args[1]] if marks else [{}]
+    for case in cases:
+        if chosen and [*case.values()] != [chosen.removesuffix("]")]:
+            continue
+        with pytest.MonkeyPatch.context() as own, ExitStack() as stack:
+            def make(*args: Any, stack: ExitStack = stack, **options: Any) -> Chain:
+                one = Chain(*args, **options)
+                stack.callback(one.close)
+                return one
+            given = {"chain": make, "monkeypatch": own, **case}
+            try:
+                function(**{name: given[name] for name in inspect.signature(function).parameters})
+            except Exception:
+                return False
+    return True
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("rule", OFF_IN_A_CASCADE)
+def test_a_cascade_notices_that_the_rule_is_off(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test that is named fails without the rule. It holds with it: that it is run where it stands."""
+    change, test = OFF_IN_A_CASCADE[rule]
+    without(rule, change, monkeypatch)
+    assert not holds(test), f"{test} holds without: {rule}"
+
+
+def test_the_rules_of_a_cascade_are_named_and_their_tests_hold() -> None:
+    named = inspect.getsource(sys.modules["pyrepl.intake"])
+    assert all(rule.split(",")[0] in named for rule in OFF_IN_A_CASCADE if rule.startswith("cascade_"))
+    assert holds("test_a_site_that_has_more_is_not_taken_back"), "what is run here is run as where it stands"

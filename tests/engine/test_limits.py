@@ -151,3 +151,33 @@ def test_a_given_device_of_an_operation_that_failed_is_forgotten(monkeypatch: py
     assert site.shelf.places[1].path == "made-1-w"
     assert view.read(site.window, site.stores, 1, 0, 4 * 4096) == bytes(4 * 4096)
     site.abandon()
+
+
+def test_more_than_a_ring_is_redone(tmp_path: Path) -> None:
+    """What was applied since the last checkpoint, and what was not, is together more than fits the ring (rule rec_payload)."""
+    options = SiteOptions(region_size=REGION, alignment=512, ring_bytes=4 * (4 * MIB + 4096), checkpoint_bytes=64 * MIB)
+    journal, placement, entropy = tmp_path / "journal", FilePlacement(tmp_path / "stores", alignment=512), os.urandom
+    make_journal(str(journal), 320 * MIB)
+    one = Site.create(FileDevice(str(journal)), name="g", node_id=b"n" * 16, role="primary", options=options,
+                      placement=placement, entropy=entropy, created_ns=0)
+    one.admit(operations.add_volume(one.end.catalog, "v", 64 * MIB, zero=True, region_size=REGION))
+    settle(one)
+    one.checkpoint()
+    before, rng, content = one.checkpoints, random.Random(1), b""
+    for n in range(40):
+        data = rng.randbytes(MIB)
+        one.window.submit(1, n * MIB, data)
+        content += data
+        if n < 30:
+            one.window.commit_pending()
+            settle(one)
+    one.window.make_durable(one.window.state().end_position)
+    assert one.checkpoints == before and one.window.state().end_position - one.window.state().tail_position > options.ring_bytes
+    one.abandon()
+    again = Site.open(FileDevice(str(journal)), node_id=b"n" * 16, placement=placement, entropy=entropy, options=options)
+    try:
+        assert view.read(again.window, again.stores, 1, 0, 40 * MIB) == content
+        settle(again)
+        assert view.read(again.window, again.stores, 1, 0, 40 * MIB) == content
+    finally:
+        again.abandon()

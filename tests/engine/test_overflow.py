@@ -213,3 +213,28 @@ def test_an_overflow_over_tcp(tmp_path: Path) -> None:
         assert backup.volume("v").read(0, size) == volume.read(0, size)
         for name in ("s10", "s30"):
             assert backup.store(name).read(0, size) == group.store(name).read(0, size)
+
+
+def test_what_was_shortened_is_saved_before_a_word_of_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stores of the skip's end are made before the skip: a primary that lost what it knows of that would find there
+    what cannot be."""
+    one = Pair(7)
+    try:
+        one.heal()
+        one.cut()
+        one.operate(operations.resize(one.a.end.catalog, "a", 9 * REGION, force=True, region_size=REGION))
+        one.settle(one.a)
+        with monkeypatch.context() as short:
+            short.setattr(one.link.ledger, "_share", lambda: 0)
+            one.link.fold(one.a.window.state().applied_position)
+        one.connect()
+        while not one.link.is_open:
+            one.deliver()
+            one.hear()
+        one.flush()
+        for _ in range(20):
+            assert one.link.next_out(one.a.window.state().durable_position) is None
+        assert one.link.wants_checkpoint and one.b.end.consistent
+        one.heal()
+    finally:
+        one.close()

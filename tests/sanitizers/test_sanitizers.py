@@ -133,7 +133,7 @@ def start(folder: Path, output: Path, tests: Sequence[str]) -> subprocess.Popen[
         )
 
 
-@pytest.mark.timeout(590)
+@pytest.mark.timeout(1500)  # the first of them builds
 def test_the_suite_without_a_report(sanitized: Path) -> None:
     code = "import pyrepl._core.window as w, pyrepl._core._blk as b; print(w.__file__, b.__file__)"
     used = subprocess.run(

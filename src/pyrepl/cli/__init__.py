@@ -50,7 +50,7 @@ COMMANDS = {  # name: (module, attribute, one line for --help)
     "snapshot": ("snapshot", "snapshot", "Snapshots: create, list, refresh, clone, delete."),
     "status": ("status", "status", "How the groups are: for people, programs, monitoring; --watch."),
     "takeover": ("roles", "takeover", "A secondary becomes primary because its primary is gone."),
-    "verify": ("verification", "verify", "Whether the secondaries hold what the primary holds; --repair."),
+    "verify": ("verification", "verify", "Whether the secondaries hold what the primary holds."),
     "volume": ("volume", "volume", "Volumes: add, list, resize, restore, read, write, compare, ..."),
     "wait": ("waiting", "wait", "Wait until secondaries are synced, or an LSN is performed."),
 }

@@ -57,7 +57,9 @@ def lines(status: dict[str, Any], paint: Paint = plain, *, width: int = 0) -> li
             steady += f" (a takeover goes back to LSN {kept['lsn']})"
         standing += _delayed(status.get("delay"), paint)
         led = "".join(", " + paint(split_brain(status, one), "bad") for one in parted) or _led(status, paint)
-        return [f"{name}  {role}  {steady}{led}{standing}, at LSN {status['lsn']['applied']} ({journal})"]
+        first = f"{name}  {role}  {steady}{led}{standing}, at LSN {status['lsn']['applied']} ({journal})"
+        blank = " " * len(f"{name}  {role}")
+        return [first, *(f"{blank}  → {link['name']}  {_link(link, journal, paint)}" for link in status["links"])]
     if status.get("asking"):
         why = " and ".join(paint(split_brain(status, one), "bad") for one in parted)
         why = why or f"it asks {', '.join(status['asking'])} whether another site leads"
@@ -109,9 +111,14 @@ def _led(status: dict[str, Any], paint: Paint) -> str:
         return paint(", gives way to whoever leads", "warn")
     if status.get("handed_over"):
         return ", its primary has stepped down"
+    fed = status.get("fed_by")
     if status.get("primary_connected") is not False:
-        return ""
-    return paint(", its primary is not connected" if status.get("fed_by") else ", no primary has led it yet", "warn")
+        if fed and status.get("above"):
+            return f", fed by node {fed[:8]}, a secondary itself"
+        return f", fed by its primary, node {fed[:8]}" if fed and status["links"] else ""
+    if fed and status.get("above"):
+        return paint(f", node {fed[:8]}, which feeds it, is not connected", "warn")
+    return paint(", its primary is not connected" if fed else ", no primary has led it yet", "warn")
 
 
 def _standing(status: dict[str, Any], paint: Paint) -> str:
@@ -138,7 +145,9 @@ def _link(link: dict[str, Any], journal: str, paint: Paint) -> str:
     state, error = link["state"], link["last_error"]
     if state != "streaming":
         why = f" ({error}{_ago(link.get('last_error_time'))})" if error and state in TROUBLED else ""
-        words.append(paint(state, LINK_WEIGHT.get(state, "bad")) + why)
+        since = link.get("refused_since") if why else None
+        lasts = f" for {duration(max(0.0, time.time() - since))}" if since is not None else ""
+        words.append(paint(state, LINK_WEIGHT.get(state, "bad")) + lasts + why)
     if link["consistent"]:
         words.append(paint("consistent", "good"))
     elif link.get("peer") and not link.get("connections", 1):  # since the start: the secondary has yet to say
@@ -150,6 +159,8 @@ def _link(link: dict[str, Any], journal: str, paint: Paint) -> str:
                            "its lag is not bounded now: writes do not wait for it", "warn"))
     if link["holds_writers"]:
         words.append(paint("writes wait for it", "warn"))
+    if link.get("found_different"):
+        words.append(paint(found_different(link["found_different"]), "bad"))
     figures = [journal]
     if link["divergent_bytes"]:
         words.append(f"{human(link['divergent_bytes'])} differ")
@@ -165,6 +176,11 @@ def _link(link: dict[str, Any], journal: str, paint: Paint) -> str:
     else:
         words.append(f"{human(link['lag_bytes'])} behind")
     return f"{', '.join(words)} ({', '.join(figures)})"
+
+
+def found_different(found: dict[str, Any]) -> str:
+    """What a verification has found at a secondary, and was not to repair."""
+    return f"{human(found['bytes'])} found different at LSN {found['lsn']}, not repaired"
 
 
 def _ago(at: float | None) -> str:
@@ -218,4 +234,7 @@ def detail(status: dict[str, Any]) -> list[str]:
             found.append(f"             at most {' or '.join(bounds)} behind")
         if link["reason"]:
             found.append(f"             resync: {link['reason']}")
+        if different := link.get("found_different"):
+            found.append(f"             {found_different(different)}{_ago(different['time'])}: `pyrepl verify "
+                         f"{status['group']} --link {link['name']}` repairs that")
     return [line.rstrip() for line in found]

@@ -17,6 +17,8 @@ from pyrepl.errors import NotFound
 if TYPE_CHECKING:
     from pyrepl.remote import RemoteNode
 
+WIDEST = 80  # characters of an argument, or of what came of it, in the list
+MOST_NAMED = 4  # operations of a set
 HOW_IT_WAITS = ("wait", "timeout", "group")  # of the arguments, not what is done
 
 
@@ -52,7 +54,7 @@ def list_(node: RemoteNode, group: str | None, last: int | None, running: bool, 
         output.write(output.JobList(jobs=[output.pick(output.Job, one) for one in found]))
         return
     rows = [[one["id"], _time(one), one["user"], one["group"], f"{one['verb']} {_shown(one['arguments'])}".rstrip(),
-             sizes.duration(one["seconds"]), _state(one)] for one in found]
+             sizes.duration(one["seconds"]), _short(_state(one))] for one in found]
     tables.show(["JOB", "TIME", "USER", "GROUP", "COMMAND", "TOOK", "OUTCOME"], rows, none="no jobs")
 
 
@@ -95,7 +97,9 @@ def show(node: RemoteNode, number: int, as_json: bool) -> None:
 
 
 def _state(one: dict[str, Any]) -> str:
-    return f"failed: {one['code']}" if one["state"] == "failed" else str(one["state"])
+    if one["state"] == "failed":
+        return f"failed: {one['code']}"
+    return f"{one['state']}: {one['result']}" if one["result"] else str(one["state"])
 
 
 def _time(one: dict[str, Any]) -> str:
@@ -104,8 +108,20 @@ def _time(one: dict[str, Any]) -> str:
 
 def _shown(arguments: dict[str, Any]) -> str:
     """What of the arguments says what is done: neither what was left out, nor how it waits."""
-    return " ".join(f"{name}={_value(value)}" for name, value in arguments.items()
+    return " ".join(f"{name}={_members(value) if name == 'members' else _short(_value(value))}"
+                    for name, value in arguments.items()
                     if name not in HOW_IT_WAITS and value not in (None, False, "", [], {}))
+
+
+def _members(members: list[dict[str, Any]]) -> str:
+    """Of a set: their kinds, or how many."""
+    return ",".join(str(one["does"]) for one in members) if len(members) <= MOST_NAMED else str(len(members))
+
+
+def _short(text: str) -> str:
+    """For a table: one line, and not all of a long text."""
+    text = " ".join(text.split())
+    return text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"
 
 
 def _value(value: Any) -> str:

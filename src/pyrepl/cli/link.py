@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -46,6 +46,7 @@ def add(
     """Attaches the secondary that listens at ADDRESS (host:port), and begins to synchronize it.
 
     The secondary is a group of the same name, made with --role secondary, with volumes of the same names and sizes.
+    At a secondary that is paired this makes a cascade: it passes on what its own primary sends it.
 
     \b
     Example:
@@ -80,10 +81,16 @@ def list_(node: RemoteNode, group: str | None, as_json: bool) -> None:
         return
     rows = [
         [f"{name}/{one['name']}", one["address"], one["mode"], one["state"], "yes" if one["consistent"] else "no",
-         sizes.human(one["lag_bytes"]), sizes.human(one["divergent_bytes"])]
+         sizes.human(one["lag_bytes"]), _different(one)]
         for name, one in found
     ]
     tables.show(["LINK", "ADDRESS", "MODE", "STATE", "CONSISTENT", "BEHIND", "DIFFERENT"], rows, none="no links")
+
+
+def _different(one: dict[str, Any]) -> str:
+    """What is to be copied; and what a verification has found, and is not."""
+    found = one.get("found_different")
+    return sizes.human(one["divergent_bytes"]) + (f", {sizes.human(found['bytes'])} found" if found else "")
 
 
 @link.command()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from pyrepl.cli.headline import TROUBLED, ended, split_brain
+from pyrepl.cli.headline import TROUBLED, ended, found_different, split_brain
 from pyrepl.cli.sizes import counted, duration
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
@@ -85,6 +85,8 @@ def _link(
     found.append((state, f"{name} {link['state']}{error}"))
     if not link["consistent"]:
         found.append((WARNING, f"{name} inconsistent"))
+    if link.get("found_different"):
+        found.append((WARNING, f"{name} {found_different(link['found_different'])}"))
     if link["degraded"]:
         found.append((WARNING, f"{name} {'not in sync' if link['mode'] == 'sync' else 'not bounded in its lag'}"))
 

@@ -81,6 +81,14 @@ class Refused(Part):
     reason: str
 
 
+class FoundDifferent(Part):
+    """What a verification has found different at a secondary, and was not to repair."""
+
+    lsn: Lsn
+    time: Time
+    bytes: Bytes
+
+
 class Link(Part):
     """A link as its primary sees it."""
 
@@ -106,6 +114,7 @@ class Link(Part):
     lag_bytes: Bytes
     lag_seconds: Seconds | None
     divergent_bytes: Bytes
+    found_different: FoundDifferent | None
     backlog_bytes: Bytes
     in_flight_bytes: Bytes
     bytes_sent: BytesSent
@@ -113,6 +122,7 @@ class Link(Part):
     reason: str | None
     last_error: str | None
     last_error_time: Time | None
+    refused_since: Time | None
     refused: list[Refused]
 
 
@@ -216,6 +226,7 @@ class Group(Part):
     yields: bool | None
     asking: list[str] | None
     fed_by: str | None
+    above: list[str] | None
     primary_connected: bool | None
     split_brain: list[SplitBrain]
     last_refusal: str | None
@@ -473,6 +484,7 @@ class Job(Part):
     state: JobState
     code: str | None
     error: str | None
+    result: str | None
     lsn: Lsn | None
     progress: dict[str, Any]
 

@@ -42,7 +42,9 @@ def link_entry(group: str, status: dict[str, Any]) -> output.LinkEntry:
 
 
 def _parts(status: dict[str, Any]) -> dict[str, Any]:
+    different = status.get("found_different")
     return {
+        "found_different": output.pick(output.FoundDifferent, different) if different else None,
         "bytes_sent": output.pick(output.BytesSent, status["bytes_sent"]),
         "reason": status["reason"] or None,
         "last_error": status["last_error"] or None,

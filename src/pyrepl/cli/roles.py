@@ -9,6 +9,7 @@ import click
 
 from pyrepl.cli import sizes
 from pyrepl.cli.connection import asks_daemon
+from pyrepl.cli.headline import found_different
 from pyrepl.cli.names import GROUP, offer_in
 from pyrepl.cli.outcome import destroys, json_option
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @click.argument("group", type=GROUP)
 @click.option("--timeout", type=sizes.seconds, default="30", show_default=True,
               help="Seconds to wait for the secondaries.")
-@click.option("--force", is_flag=True, help="Without waiting for anybody.")
+@click.option("--force", is_flag=True, help="Without waiting for anybody, and although their copies differ.")
 @json_option
 @asks_daemon
 def demote(node: RemoteNode, group: str, timeout: float, force: bool, as_json: bool) -> None:
@@ -29,7 +30,8 @@ def demote(node: RemoteNode, group: str, timeout: float, force: bool, as_json: b
     Writers are refused from now on, every secondary gets all that was written, and then hears that it may be promoted.
     When the time is over before that, the group goes on as primary. The links of this site end and are forgotten:
     whoever is promoted adds one that leads here. With --force nobody is waited for: what a secondary lacks, which is
-    told, is lost to it when it is promoted.
+    told, is lost to it when it is promoted. It also wants --force if a verification has found the copies of all
+    secondaries different and did not repair them.
 
     \b
     Example:
@@ -98,12 +100,13 @@ def takeover(node: RemoteNode, group: str, force: bool, as_json: bool) -> None:
 @click.option("--to", "link", metavar="LINK", required=True, help="The link whose secondary is to lead.",
               shell_complete=offer_in("link"))
 @click.option("--back", metavar="HOST:PORT", help="Where the other site reaches this node.")
+@click.option("--force", is_flag=True, help="Although its copy was found different, and is not repaired.")
 @click.option("--timeout", type=sizes.seconds, default="30", show_default=True,
               help="Seconds to wait for the secondaries, and again for the link back.")
 @json_option
 @asks_daemon
 def migrate(
-    node: RemoteNode, group: str, link: str, back: str | None, timeout: float, as_json: bool
+    node: RemoteNode, group: str, link: str, back: str | None, force: bool, timeout: float, as_json: bool
 ) -> None:
     """A planned swap: this primary steps down, the secondary of a link becomes primary, and links back to here.
 
@@ -111,13 +114,14 @@ def migrate(
     everything in time, this site goes on as primary. After that the request to lead is durable: over a cut or a crash
     of either site it is performed as soon as they meet, and "status" names whom this site asks. Without --back the
     other site links to the address at which this node listens. It gets the other links of this
-    group too; bandwidth and the other limits of links go with them.
+    group too; bandwidth and the other limits of links go with them. A secondary whose copy a verification has found
+    different, and did not repair, leads only with --force: its content counts then.
 
     \b
     Example:
       pyrepl migrate db --to paris
     """
-    lsn = node.group(group).migrate(link, timeout=timeout, back=back)
+    lsn = node.group(group).migrate(link, timeout=timeout, back=back, force=force)
     _tell(group, "secondary", lsn, as_json=as_json, leader=link)
     if not as_json:
         click.echo(f"the site of link {link} leads now, and has a link back to here")
@@ -183,6 +187,7 @@ def _lack(link: dict[str, Any]) -> str:
     behind, differ = link["lag_bytes"], link["divergent_bytes"]
     parts = [f"{sizes.human(behind)} behind"] if behind else []
     parts += [f"{sizes.human(differ)} differ"] if differ else []
+    parts += [found_different(found)] if (found := link.get("found_different")) else []
     if not parts and not link["connected"]:
         parts = [f"{link['state']}, lacks nothing that is known here"]
     return ", ".join(parts)

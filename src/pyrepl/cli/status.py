@@ -70,8 +70,9 @@ def status(
     was found as exit status: 0 ok, 1 warning, 2 critical, 3 unknown. Critical: a group failed; a split brain; a
     link is refused, diverged or down; it, or the journal, is beyond a critical threshold. Warning: a link is
     paused, connecting (also while its secondary is busy, for 10 s) or resyncing; a sync link does not hold writes
-    back; a secondary is inconsistent, or its primary is not connected; beyond a warning threshold. Unknown: the
-    daemon does not answer, or there is no such group.
+    back; a secondary is inconsistent, or its primary is not connected; a verification has found a secondary's copy
+    different, and did not repair it; beyond a warning threshold. Unknown: the daemon does not answer, or there is no
+    such group.
 
     \b
     Example:
@@ -222,6 +223,7 @@ def _changes(group: dict[str, Any]) -> list[tuple[str, tuple[Any, ...], str]]:
     for link in links:
         mine = [one for one in parted if one["link"] in (None, link["name"])]
         words = (*own, link["state"], link["consistent"], link["synced"], link["degraded"], link["last_error"],
+                 (link.get("found_different") or {}).get("lsn"),
                  *((one["node"], one["fork_lsn"]) for one in mine))
         lines = headline.lines({**group, "links": [link], "split_brain": mine})
         found.append((link["name"], words, " | ".join(line.strip() for line in lines)))

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 @click.argument("group", type=GROUP)
 @click.option("--link", metavar="LINK", help="Only with the secondary of this link; else with all.",
               shell_complete=offer_in("link"))
-@click.option("--repair", is_flag=True, help="Copy what differs, and nothing else, to the secondary; wait for that.")
+@click.option("--repair/--no-repair", default=True,
+              help="What differs, and nothing else, is copied to the secondary, and waited for; or only remembered.")
 @click.option("--timeout", type=sizes.seconds, help="Seconds; a link that is not done by then has failed.")
 @progress_option
 @json_option
@@ -33,14 +34,16 @@ def verify(
     """Compares all volumes and snapshots with those of the secondaries. Ends with 1 if they differ anywhere.
 
     Each site digests what its stores show as of one point of the order (XXH3-128), so writes go on meanwhile and are
-    never taken for a difference. Only digests cross the link, with --repair also the regions that differ. What a link
-    has still to copy is left out, and counted. A link that is not connected for 10 s, or on which nothing moves for
+    never taken for a difference. Only digests cross the link, and the regions that differ, which are repaired at the
+    secondary, unless --no-repair is given: then "status" shows what was found, and "migrate" to that secondary wants
+    --force, until a verification finds it equal or repairs it. What a link has still to copy is left out, and counted.
+    A link that is not connected for 10 s, or on which nothing moves for
     30 s, has failed. When the command is interrupted the comparison ends; a repair that has begun goes on.
 
     \b
     Example:
       pyrepl verify db --timeout 1h
-      pyrepl verify db --link paris --repair --json
+      pyrepl verify db --link paris --no-repair --json
     """
     found = node.group(group)
     region = found.region_size

@@ -26,6 +26,7 @@ from pyrepl._core.nbdio import COMMANDS
 from pyrepl.catalog import check_name
 from pyrepl.errors import Exists, InUse, NotFound, PyreplError, Refused, UsageError, counted
 from pyrepl.nbd.negotiation import Choice, Shape
+from pyrepl.volume import View
 
 if TYPE_CHECKING:
     from pyrepl.group import Group
@@ -327,7 +328,9 @@ class Session:
     def _diverged(self, link: str, offset: int, length: int) -> list[tuple[int, int]]:
         runs: list[tuple[int, int]] = []
         at, end = offset, offset + length
-        for extent in self._group.link(link).divergent(self._store):
+        # A secondary with links of its own shows a view: what its store's copy differs in is asked for.
+        store = self._store.store if isinstance(self._store, View) else self._store
+        for extent in self._group.link(link).divergent(store) if store is not None else ():
             first, behind = max(extent.offset, at), min(extent.offset + extent.length, end)
             if first >= behind:
                 continue

@@ -16,6 +16,7 @@ from pyrepl.errors import ProtocolError
 from pyrepl.items import MOST_REFUSALS, Refusal, StoreInfo, Tail
 
 MOST_GENERATIONS = 1024
+MOST_PATH = 16  # sites above one that is fed
 MOST_CONTROL = 64 * 1024  # bytes of the body of a control frame
 MOST_PROBED = 64 << 20  # bytes that the regions of one probe may have: what a secondary reads for it
 MOST_DIGESTS = 1024  # in the answer to one probe: 16 KiB
@@ -41,10 +42,12 @@ REFUSALS = (
     "stores",  # first pairing: names or sizes that do not match
     "lineage",  # histories that have nothing in common, or a position that cannot follow
     "busy",  # not now: try again later
-    "state",  # failed, closing
+    "space",  # no room for what a resync overwrites
+    "failed",  # the group has failed there: it goes on when it was opened again
+    "state",  # closing, or held up
 )
-"""The closed list of reasons in a REFUSE; only ``busy`` and ``state`` pass by themselves."""
-PASSING = ("busy", "state")
+"""The closed list of reasons in a REFUSE; the last four pass by themselves."""
+PASSING = ("busy", "space", "failed", "state")
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +78,8 @@ class Hello(Message, frozen=True):
     stores: Stores
     overrules: bool = False  # the secondary is told to lose what only it has, even if that is a split brain
     asks: bool = False  # it was started, and writes only when all its peers have answered
+    path: Annotated[list[Uuid], Meta(max_length=MOST_PATH)] = []  # it is a secondary: who feeds it, nearest first
+    turns: Count = 0  # of this site, as in a welcome
 
 
 class Welcome(Message, frozen=True):
@@ -93,6 +98,7 @@ class Welcome(Message, frozen=True):
     stores: Stores
     yields: bool = False  # it was told to lose what only it has, even if that is a split brain
     refusals: Annotated[list[Refusal], Meta(max_length=MOST_REFUSALS)] = []  # since it was last consistent
+    turns: Count = 0  # how often another node has come to feed it in place of the one before
     tail: Tail | None = None  # it was the primary: what it had changed since what the one who asks had acknowledged
 
 

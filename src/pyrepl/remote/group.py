@@ -376,11 +376,14 @@ class RemoteGroup:
         """That secondary becomes primary because the primary is gone; ``dry_run``: only whether it may."""
         return self.channel.call(requests.GroupTakeover(group=self.name, dry_run=dry_run))[0]
 
-    def migrate(self, link: RemoteLink | str, *, timeout: float | None = 30.0, back: str | None = None) -> int:
+    def migrate(
+        self, link: RemoteLink | str, *, timeout: float | None = 30.0, back: str | None = None, force: bool = False
+    ) -> int:
         """A planned swap: that site steps down, the secondary of this link becomes primary, and links back. It goes on
         although the client goes away."""
         name = link if isinstance(link, str) else link.name
-        return self.channel.call(requests.GroupMigrate(group=self.name, link=name, timeout=timeout, back=back))[0]
+        request = requests.GroupMigrate(group=self.name, link=name, timeout=timeout, back=back, force=force)
+        return self.channel.call(request)[0]
 
     def resolve(self, loser: str) -> int:
         """Ends a split brain: the loser ("here", that node's name or id, or a link's) gives up what only it has."""

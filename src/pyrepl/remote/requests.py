@@ -581,6 +581,7 @@ class GroupMigrate(Waits[int], frozen=True, kw_only=True, tag="group.migrate"):
     group: Name
     link: Name
     back: Place | None = None
+    force: bool = False
 
 
 class GroupResolve(Request[int], frozen=True, kw_only=True, tag="group.resolve"):

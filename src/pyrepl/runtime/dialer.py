@@ -56,6 +56,7 @@ class Dialer:
         self.failure: BaseException | None = None  # ours: the link has stopped
         self._erred: float | None = None  # when the link's last error came, seconds since 1970
         self._busy_since: float | None = None  # the first of the refusals in a row that pass by themselves
+        self._refused_since: float | None = None  # the first of all in a row, seconds since 1970
 
     # ---- from any thread
 
@@ -100,8 +101,9 @@ class Dialer:
         status["wire_bytes_sent"] = self.bytes_sent + (connection.bytes_sent if connection else 0)
         status["wire_bytes_received"] = self.bytes_received + (connection.bytes_received if connection else 0)
         status["last_error_time"] = self._erred if status["last_error"] else None
+        status["refused_since"] = self._refused_since if status["last_error"] else None
         if self.failure is not None:
-            status["last_error_time"] = self._erred
+            status["last_error_time"], status["refused_since"] = self._erred, None
             status["state"], status["last_error"] = "down", f"the link has failed: {self.failure}"
         return status
 
@@ -146,7 +148,8 @@ class Dialer:
 
     def _is_wanted(self) -> bool:
         """Whether the connection, or the attempt at one, is to go on."""
-        return not self._stopping and not self.link.paused and self._wanted == self._dialled
+        return (not self._stopping and not self.link.paused and self._wanted == self._dialled
+                and not self.link.is_stale)
 
     @property
     def _wanted(self) -> tuple[str, float]:
@@ -163,9 +166,9 @@ class Dialer:
                         self.link.disconnect(state="paused")
                     self._sleep(IDLE)
                     continue
-                before = self.link.connections
+                before, asks_first = self.link.connections, self.link.asks_first
                 wait = self._connect_once()
-                if self.link.connections > before:
+                if self.link.connections > before and not asks_first:
                     delay = self.link.options.backoff_first
                 jitter = 0.5 + int.from_bytes(self._entropy(2), "little") / 131072
                 self._sleep(max(wait, delay) * jitter)
@@ -200,7 +203,7 @@ class Dialer:
                 address, dead=dead, bucket=self._bucket, wanted=self._is_wanted
             )
         except OSError as problem:
-            self._busy_since = None
+            self._busy_since = self._refused_since = None
             with self.guard:
                 self._erred = time.time()
                 link.disconnect(f"{address}: {problem.strerror or problem}", "down")
@@ -221,7 +224,9 @@ class Dialer:
                 if answer:
                     connection.send(answer)
             connection.greeted()
-            self._busy_since, self._erred = None, time.time()  # the link has one, if more is lost than was known
+            self._erred = time.time()  # the link has one, if more is lost than was known
+            if not link.asks_first:  # else it is refused again, or takes what it could not take before
+                self._busy_since = self._refused_since = None
             receiver = threading.Thread(target=self._receive, args=(connection, session), daemon=True,
                                         name=f"pyrepl-hear-{link.name}")
             receiver.start()
@@ -255,6 +260,7 @@ class Dialer:
 
     def _state_after(self, refusal: Refused) -> str:
         """What a refusal makes of the link. One that passes by itself is none before it has lasted."""
+        self._refused_since = self._refused_since if self._refused_since is not None else time.time()
         if not refusal.retryable:
             self._busy_since = None
             return "diverged" if refusal.reason == "lineage" else "refused"

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyrepl.errors import PeerError, ProtocolError, PyreplError, Refused
 from pyrepl.protocol.messages import Hello
@@ -29,11 +29,20 @@ nobody else wakes up for it. More than that goes on coming in while it is writte
 SOON = 0.02  # seconds until the applied position is looked at again while it is behind
 
 
+class Failed(NamedTuple):
+    """A group of this node that has failed: it is fed again when it was opened again."""
+
+    name: str
+    group_id: bytes | None  # None: not known, for it could not be opened, or is a fresh one
+    why: str
+
+
 class Listener:
     """Listens at one address for the primaries of all groups of a node.
 
     Args:
         sites: the groups of this node now; called for each hello.
+        failed: those of them that have failed.
         entropy: for session numbers.
         allow: node ids that may pair with a fresh group; None: anybody who reaches the address.
         heartbeat: seconds between two of ours.
@@ -42,8 +51,9 @@ class Listener:
     """
 
     def __init__(self, sites: Callable[[], Iterable[Any]], entropy: Entropy, *, allow: set[bytes] | None = None,
-                 heartbeat: float = 1.0, dead: float = 5.0, on_received: Callable[[Any], None] | None = None) -> None:
-        self._sites = sites
+                 heartbeat: float = 1.0, dead: float = 5.0, on_received: Callable[[Any], None] | None = None,
+                 failed: Callable[[], Iterable[Failed]] = tuple) -> None:
+        self._sites, self._failed = sites, failed
         self._entropy = entropy
         self._allow = allow
         self._heartbeat, self._dead = heartbeat, dead
@@ -122,13 +132,28 @@ class Listener:
             feed.start()
 
     def _find(self, hello: Hello) -> Any:
+        failed = list(self._failed())
         sites = list(self._sites())
+        failed += self._failed()  # before and after: whatever fails or is opened again meanwhile, it is found
         for site in sites:
             if site.group_id == hello.group:
                 return site
+        for group in failed:
+            if hello.group == group.group_id or (group.group_id is None and hello.group_name == group.name):
+                raise Refused(
+                    f"{group.why}. Open it again on that node (pyrepl group open {group.name}) when the cause is gone: "
+                    f"then the link goes on by itself",
+                    reason="failed",
+                    retryable=True,
+                )
         for site in sites:
             if site.name == hello.group_name:  # fresh, or another group of that name: the replica says which
                 return site
+        for group in failed:
+            if group.name == hello.group_name:
+                raise Refused(
+                    f"this node holds another group under the name {group.name!r}, which has failed", reason="group"
+                )
         raise Refused(
             "this node has no group of that identity or name: create it there with role secondary", reason="group"
         )
@@ -183,6 +208,11 @@ class Feed:
         return not self._over and self.session.state is State.OPEN
 
     @property
+    def link(self) -> str:
+        """The name of the link, at its own site."""
+        return self.replica.link if self.replica is not None else ""
+
+    @property
     def owes(self) -> bool:
         """Whether the primary has still to be told that something is durable here."""
         return self.is_open and self.replica is not None and self.replica.owes
@@ -190,6 +220,10 @@ class Feed:
     def start(self) -> None:
         """Begins the handshake."""
         self._thread.start()
+
+    def cut(self) -> None:
+        """Ends the connection, and waits for nothing."""
+        self.connection.shutdown()
 
     def end(self) -> None:
         """Ends the connection; its threads are gone on return."""
@@ -220,6 +254,7 @@ class Feed:
                     self.connection.send(answer)
             self.listener._known()
             knocking = False
+            self.listener._find(hello)  # it may have failed since, and cut the connections that it knew
             self.connection.greeted()
             acknowledger = threading.Thread(
                 target=self._acknowledge, args=(site, replica), name="pyrepl-ack", daemon=True

@@ -50,14 +50,18 @@ class Job:
         self.seconds: float | None = None
         self.error: PyreplError | None = None
         self.lsn: int | None = None
+        self.result: str | None = None
         self.progress: dict[str, Any] = {}
         self._begun = time.monotonic()
 
     def answered(self, value: Any) -> None:
-        """Notes the operation that it has become, if it is one."""
+        """Notes the operation that it has become, if it is one, and what came of it that "done" does not say."""
         operation = value.operation if isinstance(value, StoreMade) else value
         if isinstance(operation, OperationInfo):
             self.lsn = operation.lsn
+            self.result = _of_plugins(operation) or _of_comparison(operation.verification)
+        elif isinstance(value, dict):
+            self.result = _of_comparison(value)
 
     def end(self, state: str, error: PyreplError | None = None) -> None:
         """It is over."""
@@ -80,8 +84,32 @@ class Job:
             "code": error.code if error is not None else None,
             "error": error.text if error is not None else None,
             "lsn": self.lsn,
+            "result": self.result,
             "progress": dict(self.progress),
         }
+
+
+def _of_plugins(operation: OperationInfo) -> str | None:
+    """What of an operation did not happen at any site."""
+    reasons = [reason for _, reason in operation.outcomes if reason]
+    reasons = reasons or [member.failed for member in operation.members if member.failed]
+    return f"plug-in failed: {'; '.join(reasons)}" if reasons else None
+
+
+def _of_comparison(found: dict[str, Any] | None) -> str | None:
+    """What a comparison has found that is not equal, if this is what came of one."""
+    if found is None or not {"links", "region_size"} <= found.keys():
+        return None
+    parts = []
+    for name, one in found["links"].items():
+        different = f"{one['regions_different'] * found['region_size'] // 1024} KiB "
+        if one["state"] == "repaired":
+            parts.append(f"{different}differed at {name}, repaired")
+        elif one["regions_different"]:
+            parts.append(f"{different}differ at {name}" + (f" ({one['reason']})" if one["reason"] else ""))
+        elif one["state"] == "failed":
+            parts.append(f"not compared with {name}: {one['reason']}")
+    return "; ".join(parts) or None
 
 
 class Jobs:

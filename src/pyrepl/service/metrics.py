@@ -95,6 +95,8 @@ FAMILIES: tuple[Family, ...] = (
     _of_link("pyrepl_link_lag_events", GAUGE, "Events that the secondary lacks"),
     _of_link("pyrepl_link_lag_bytes", GAUGE, "Bytes of the journal that the secondary lacks"),
     _of_link("pyrepl_link_divergent_bytes", GAUGE, "Bytes of regions that differ at the secondary"),
+    _of_link("pyrepl_link_found_different_bytes", GAUGE,
+             "Bytes of regions that a verification has found different and was not to repair"),
     _of_link("pyrepl_link_backlog_bytes", GAUGE, "Bytes of regions that the journal dropped before they were sent"),
     _of_link("pyrepl_link_in_flight_bytes", GAUGE, "Bytes sent and not acknowledged"),
     _of_link("pyrepl_link_sent_bytes_total", COUNTER, "Bytes sent, framing not counted, by what they are", "kind"),
@@ -238,6 +240,8 @@ def _link(samples: _Samples, group: str, link: dict[str, Any]) -> None:
     for word in ("connected", "consistent", "synced", "degraded", "holds_writers"):
         samples.add(f"pyrepl_link_{word}", link[word], *labels)
     samples.add("pyrepl_link_bandwidth_bytes", link["bandwidth"] or 0, *labels)
+    different = link["found_different"]
+    samples.add("pyrepl_link_found_different_bytes", different["bytes"] if different else 0, *labels)
     for figure in ("lag_seconds", "lag_events", "lag_bytes", "divergent_bytes", "backlog_bytes", "in_flight_bytes"):
         samples.add(f"pyrepl_link_{figure}", link[figure], *labels)
     for kind, count in link["bytes_sent"].items():

@@ -278,7 +278,8 @@ def group_takeover(call: Call, request: requests.GroupTakeover) -> int:
 
 
 def group_migrate(call: Call, request: requests.GroupMigrate) -> int:
-    return call.node.group(request.group).migrate(request.link, timeout=request.timeout, back=request.back)
+    group = call.node.group(request.group)
+    return group.migrate(request.link, timeout=request.timeout, back=request.back, force=request.force)
 
 
 def group_resolve(call: Call, request: requests.GroupResolve) -> int:
