@@ -152,7 +152,8 @@ class Attachment:
             dead: seconds of silence after which the secondary is given up and dialled again, 0.05 to 600 and more than
                 the heartbeat, 1 s. This, too, makes a new connection.
             most_lag_bytes: of the journal, 1 MiB to 1 PiB, that the secondary may lack before writers wait for it; 0:
-                any number. Operations never wait.
+                any number. Operations never wait, and a write that begins within the bound is let in whole: the lag
+                can exceed it by the largest write for each that is under way.
             most_lag_seconds: 0.1 to 86400, that the oldest event which it lacks may be old before writers wait; 0: any
                 age. Both bounds hold while the link is connected, from when the secondary is within them: a link that
                 is down, or has much to make up for, stops nobody, and is ``degraded``.

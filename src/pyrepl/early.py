@@ -107,12 +107,17 @@ class EarlyOperation:
             Refused, Exists, NotFound, UsageError: as of :meth:`perform`; it was given up.
         """
         with self:
-            self._wait(timeout, "it is given up: nothing is performed here, what secondaries have done is taken back")
-            return self.perform(wait=wait, timeout=timeout)
+            then = "it is given up: nothing is performed here, what secondaries have done is taken back"
+            if self.kind == "restore":
+                then += ", by copying the whole volume to each that has performed it"
+            early = self._wait(timeout, then)
+            result = self.perform(wait=wait, timeout=timeout)
+            result.details = {"early": len(early)}
+            return result
 
     def cancel(self) -> None:
-        """It will not be performed here: what secondaries have done is taken back, by copying. Harmless when it is
-        over."""
+        """It will not be performed here: what secondaries have done is taken back. Of a restore by copying, the whole
+        volume, to each that has performed it. Harmless when it is over."""
         if self._over:
             return
         if self._group.role != PRIMARY:

@@ -289,7 +289,7 @@ class Node:
         Args:
             journal: a block device or file that holds the journal of a group.
             force: it belongs to another node, which will never open it again: this node takes it over. Its secondaries
-                refuse this node until they are paired with it.
+                go on with this node: the links are in the journal, and nothing is copied anew.
 
         Raises:
             Corrupt: there is no journal there, or one that recovery refuses.

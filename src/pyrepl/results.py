@@ -47,6 +47,7 @@ class OperationResult:
         links: how many links the group had when it was admitted.
         snapshots: of a snapshot of the whole group: the snapshots that it made.
         details: of a rewind: ``to_lsn``, the LSN that the new volume shows; ``bytes_written``, what was written to it.
+            Of one that was to be early: ``early``, how many secondaries have performed it first.
     """
 
     def __init__(self, group: Group, admission: Admission) -> None:

@@ -95,12 +95,21 @@ def test_who_is_not_connected_is_not_waited_for(rig):
 def test_who_is_late_is_named(rig):
     rig.far.set_delay(3600)
     before = rig.near.volume("v").digest(0, SIZE)
-    with pytest.raises(WaitTimeout, match=rf"{LINK}.*given up: nothing is performed here"):
+    with pytest.raises(WaitTimeout, match=rf"{LINK}.*given up: nothing is performed here.*by copying the whole volume"):
         rig.near.volume("v").restore("s", early=True, timeout=0.2)
     assert rig.near.volume("v").digest(0, SIZE) == before
     with rig.near.volume("v").begin_restore("s") as early, pytest.raises(WaitTimeout, match=rf"{LINK}.*it goes on"):
         early.wait(0.2)
     rig.far.set_delay(0)
+    equal(rig)
+
+
+def test_how_many_were_first_is_said(rig):
+    v = rig.near.volume("v")
+    assert v.snapshot("one", early=True).result.details == {"early": 1}
+    rig.close_far()
+    assert v.snapshot("none", early=True).result.details == {"early": 0}
+    rig.open_far()
     equal(rig)
 
 

@@ -108,6 +108,23 @@ def test_a_node_of_the_first_version(nodes, tmp_path):
     assert (node.name, [group.state for group in node.groups], node.exports) == ("old", ["failed"], [])
 
 
+def test_secondaries_go_on_with_a_node_that_takes_the_group_over(nodes, tmp_path):
+    """By force, from a node that will never open it again: nothing is paired, and nothing copied, anew."""
+    second = nodes("second")
+    far = second.create_group("db", tmp_path / "far", journal_size=16 * MIB, role="secondary")
+    far.add_volume("v", size=MIB)
+    host, port = second.listen("127.0.0.1", 0)
+    with nodes("a") as node:
+        group = node.create_group("db", tmp_path / "j", journal_size=16 * MIB)
+        group.add_volume("v", size=MIB).write(0, b"kept")
+        group.add_link("second", f"{host}:{port}").wait_synced(60)
+    group = nodes("b").import_group(tmp_path / "j", force=True)
+    group.volume("v").write(4, b"more")
+    status = group.link("second").wait_synced(60)
+    assert status["consistent"] and status["bytes_sent"]["copied"] == 0
+    assert far.volume("v").read(0, 8) == b"keptmore"
+
+
 def test_a_group_is_imported_where_its_journal_is_seen(nodes, tmp_path):
     with nodes("a") as node:
         group = node.create_group("db", tmp_path / "j", journal_size=16 * MIB)

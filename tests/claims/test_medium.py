@@ -4,6 +4,7 @@ there is nothing else, with the tests beside it and the sources out of reach."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,10 @@ def _passes(home: Path, test: str, long: bool) -> None:
     assert Path(found).is_relative_to(home / "lib"), found
     done = subprocess.run([python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/claims/{test}",
                            *(["--long"] if long else [])], cwd=home, env=clean, text=True, capture_output=True, check=False)
-    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-4000:] + done.stderr[-1000:]
+    last = done.stdout.strip().rpartition("\n")[2]
+    if done.returncode == 0 and "skipped" in last:
+        pytest.skip(f"not all of it can run here: {last}")
+    assert done.returncode == 0 and re.fullmatch(r"\d+ passed in .*", last), done.stdout[-4000:] + done.stderr[-1000:]
 
 
 @pytest.mark.timeout(900)  # the first of them builds the wheel

@@ -19,4 +19,19 @@ def test_the_table_names_every_test_and_every_claim() -> None:
     assert {name for _, name in named} == tests and len(named) == len(tests)
     for numbers, name in named:
         assert numbers.split(", ") == [str(int(number)) for number in re.findall(r"(?<=_)\d\d(?=_)", name)], name
-    assert all("test_claim" in row[2] or row[2].startswith("not yet: ") for row in rows)
+    assert all("test_claim" in row[2] for row in rows), "a claim without a test"
+
+
+def test_what_is_beyond_the_claims_names_tests_that_there_are() -> None:
+    root = HERE.parents[1]
+    _, _, text = (root / "docs" / "claims.md").read_text().partition("## Beyond the claims")
+    rows = [row for row in re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", text, flags=re.MULTILINE) if row[0] != "what"]
+    tests = {name for path in HERE.glob("test_*.py")
+             for name in re.findall(r"^def (test_\w+)", path.read_text(), flags=re.MULTILINE)}
+    assert len(rows) > 5
+    for what, said in rows:
+        if not said.startswith("not yet: "):
+            named = re.findall(r"`(test_\w+)`", said)
+            assert named and set(named) <= tests, f"{what}: {set(named) - tests}"
+        for path in re.findall(r"`(tests/[\w/.]+)`", said):
+            assert (root / path).is_file(), path

@@ -200,6 +200,28 @@ def test_volume_write_of_a_pipe_that_is_too_long_says_what_was_written(berlin, g
     assert "not inside volume" in told
 
 
+def test_a_snapshot_is_written_as_a_volume_is(berlin, paris, pair):
+    berlin.ok("snapshot", "create", f"{pair}/data", "written")
+    berlin.ok("volume", "write", f"{pair}/written", "--offset", "1M", input=b"changed")
+    berlin.ok("wait", pair, "applied", "--link", "paris", "--timeout", "60")
+    for daemon in (berlin, paris):
+        assert content(daemon, f"{pair}/written", "--offset", "1M", "--length", "7") == b"changed"
+        assert content(daemon, f"{pair}/data", "--offset", "1M", "--length", "7") != b"changed"
+    assert f"not inside snapshot {pair}/written" in berlin.fails(2, "volume", "write", f"{pair}/written", "--offset", "1G", input=b"y")
+
+
+def test_an_early_operation_says_who_was_not_first(berlin, pair):
+    words = ("snapshot", "create", f"{pair}/data")
+    assert berlin(*words, "first", "--early").stderr == ""
+    berlin.ok("link", "pause", f"{pair}/paris")
+    done = berlin(*words, "second", "--early")
+    assert done.returncode == 0 and done.stderr.startswith("performed first at 0 of 1 link: a secondary that is not connected")
+    berlin.ok("link", "resume", f"{pair}/paris")
+    berlin.ok("link", "remove", f"{pair}/paris")
+    done = berlin("volume", "restore", f"{pair}/data", "first", "--early", "--force")
+    assert done.returncode == 0 and done.stderr == "no secondary performed it first: the group has no links\n"
+
+
 def test_volume_compare(berlin, group, tmp_path):
     data = os.urandom(4 * MIB)
     berlin.ok("volume", "write", f"{group}/data", input=data)

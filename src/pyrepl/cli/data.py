@@ -15,7 +15,7 @@ import click
 
 from pyrepl.cli import sizes
 from pyrepl.cli.connection import asks_daemon
-from pyrepl.cli.names import READABLE, STORE, VOLUME, Named
+from pyrepl.cli.names import READABLE, STORE, Named
 from pyrepl.cli.outcome import json_option
 from pyrepl.cli.progress import Progress, progress_option
 from pyrepl.errors import NotFound, UsageError
@@ -32,12 +32,12 @@ SHOWN = 64 << 10  # bytes looked at at a time for the first that differs
 
 
 @click.command()
-@click.argument("volume", type=VOLUME)
+@click.argument("store", type=STORE)
 @click.option("--offset", type=sizes.size, default="0", show_default=True, help="Where the first byte goes.")
 @progress_option
 @asks_daemon
-def write(node: RemoteNode, volume: Named, offset: int, wanted: bool) -> None:
-    """Writes standard input into a volume, and flushes: what was written survives the loss of power.
+def write(node: RemoteNode, store: Named, offset: int, wanted: bool) -> None:
+    """Writes standard input into a volume or a snapshot, and flushes: what was written survives the loss of power.
 
     A file that would not fit is refused before anything is written; of a pipe, what fits is written, and then it
     fails. What stood there before is overwritten.
@@ -48,29 +48,30 @@ def write(node: RemoteNode, volume: Named, offset: int, wanted: bool) -> None:
       zstdcat backup.zst | pyrepl volume write db/data --offset 1G
     """
     if is_closed("stdin"):
-        raise UsageError("standard input is closed: pyrepl volume write GROUP/VOLUME < FILE")
+        raise UsageError("standard input is closed: pyrepl volume write GROUP/STORE < FILE")
     source = sys.stdin.buffer
     if source.isatty():
-        raise UsageError("standard input is a terminal: pyrepl volume write GROUP/VOLUME < FILE")
-    target = node.group(volume.group).volume(volume.name)
+        raise UsageError("standard input is a terminal: pyrepl volume write GROUP/STORE < FILE")
+    target = node.group(store.group).store(store.name)
     room, total = target.size - offset, _rest_of(source)
     if room < 0 or (total is not None and total > room):
         what = f"offset {offset} is" if total is None else f"{total} bytes from offset {offset} on are"
-        raise UsageError(f"{what} not inside volume {volume}, which is {room + offset} bytes long: nothing was written")
+        raise UsageError(f"{what} not inside {target.kind} {store}, which is {room + offset} bytes long: nothing was "
+                         f"written")
     done = 0
-    with Progress(f"writing {volume}", total, wanted=wanted) as progress:
+    with Progress(f"writing {store}", total, wanted=wanted) as progress:
         while piece := source.read(PIECE):
             if len(piece) > room - done:
                 target.flush()
                 raise UsageError(
-                    f"the input is longer than what is left of volume {volume}: its first {done} bytes are written, "
-                    f"the rest is not"
+                    f"the input is longer than what is left of {target.kind} {store}: its first {done} bytes are "
+                    f"written, the rest is not"
                 )
             target.write(offset + done, piece)
             done += len(piece)
             progress.advance(len(piece))
         lsn = target.flush()
-    click.echo(f"{sizes.human(done)} ({done} bytes) written to {volume}, durable up to LSN {lsn}", err=True)
+    click.echo(f"{sizes.human(done)} ({done} bytes) written to {store}, durable up to LSN {lsn}", err=True)
 
 
 @click.command()

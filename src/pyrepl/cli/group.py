@@ -81,7 +81,8 @@ def import_(node: RemoteNode, journal: str, resume: Literal["ask", "alone"], for
     """A group whose journal and devices this machine sees becomes one of this node's.
 
     The journal says all that there is to know. One that belongs to another node is refused: with --force this node
-    takes it over, the other must never open it again, and its secondaries refuse this node until they are paired anew.
+    takes it over, and the other must never open it again. Its secondaries go on with this node: the links are in the
+    journal, and nothing is copied anew.
 
     \b
     Example:

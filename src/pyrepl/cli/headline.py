@@ -150,6 +150,8 @@ def _link(link: dict[str, Any], journal: str, paint: Paint) -> str:
         words.append(paint(state, LINK_WEIGHT.get(state, "bad")) + lasts + why)
     if link["consistent"]:
         words.append(paint("consistent", "good"))
+    elif link.get("peer") and not link.get("connections", 1):  # since the start: the secondary has yet to say
+        words.append(paint("not known yet whether it is consistent", "warn"))
     else:
         words.append(paint("inconsistent", "warn" if state == "resyncing" else "bad"))
     if link["degraded"]:

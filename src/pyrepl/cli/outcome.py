@@ -54,6 +54,16 @@ def early_option(function: Any) -> Any:
     )(function)
 
 
+def tell_early(result: RemoteOperationResult) -> None:
+    """On standard error, if not all secondaries were earlier than this site, as they were to be."""
+    early = result.details["early"]
+    if not result.links:
+        click.echo("no secondary performed it first: the group has no links", err=True)
+    elif early < result.links:
+        click.echo(f"performed first at {early} of {sizes.counted(result.links, 'link')}: a secondary that is not "
+                   f"connected performs it in its place", err=True)
+
+
 def verify_option(function: Any) -> Any:
     """The option ``--verify``."""
     return click.option(

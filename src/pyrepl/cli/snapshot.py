@@ -16,6 +16,7 @@ from pyrepl.cli.outcome import (
     json_option,
     operation_options,
     tell,
+    tell_early,
     verify_option,
 )
 from pyrepl.cli.stores import is_wide, list_stores, volumes_of
@@ -60,6 +61,8 @@ def create(
     if store.name:
         made = group.store(store.name).snapshot(name, verify=verify, early=early, wait=not no_wait, timeout=timeout)
         assert made.result is not None
+        if early:
+            tell_early(made.result)
         tell(made.result, store.group, f"snapshot {store.group}/{name} of {store}", as_json=as_json)
         return
     if early:

@@ -18,6 +18,7 @@ from pyrepl.cli.outcome import (
     json_option,
     operation_options,
     tell,
+    tell_early,
     verify_option,
 )
 from pyrepl.cli.rewind import rewind
@@ -214,6 +215,8 @@ def restore(
     result = target.restore(
         source, extent=(first, count) if part else None, verify=verify, early=early, wait=not no_wait, timeout=timeout
     )
+    if early:
+        tell_early(result)
     tell(result, volume.group, f"{what} restored from {source}", as_json=as_json, image=image)
 
 
