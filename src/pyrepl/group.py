@@ -758,8 +758,8 @@ class Group:
         with self.border(f"waiting for LSN {lsn}"):
             if not self._wait_applied(lsn, timeout, progress):
                 raise WaitTimeout(
-                    f"group {self.name!r}: LSN {lsn} is not performed after {timeout} s{self._why_later(lsn)}; it goes "
-                    f"on",
+                    f"group {self.name!r}: LSN {lsn} is not performed after {timeout:.3g} s{self._why_later(lsn)}; it "
+                    f"goes on",
                     lsn=lsn,
                 )
         return lsn

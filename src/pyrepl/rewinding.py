@@ -347,7 +347,8 @@ class Rewinding:
             self._told = now
             self._progress(dict(self._state))
         if self._left() == 0:
-            raise WaitTimeout(f"the rewind is not done after {self._timeout:g} s and was given up: nothing is left of it")
+            raise WaitTimeout(
+                f"the rewind is not done after {self._timeout:g} s and was given up: nothing is left of it")
 
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())

@@ -507,6 +507,23 @@ def test_images(berlin, group, tmp_path):
     assert "truncate -s 65536" in berlin.fails(2, "image", "add", f"{group}/golden", str(path))
 
 
+def test_a_set_that_deletes(berlin, group):
+    berlin.ok("snapshot", "create", f"{group}/data", "monday")
+    told = berlin.fails(2, "set", group, "delete monday")
+    assert "monday (delete)" in told and "to keep it" not in told
+    assert "no store 'tuesday'" in berlin.fails(3, "set", group, "delete tuesday")
+    berlin.ok("set", group, "delete monday", "--force")
+
+
+def test_a_group_whose_journal_is_gone_is_deleted(berlin):
+    group = berlin.new_group()
+    os.unlink(f"{berlin.folder}/{group}.journal")
+    assert "deleted" in berlin.ok("group", "delete", group, "--force")
+    assert group not in berlin.ok("group", "list")
+    berlin.ok("group", "create", group, "--journal", f"{berlin.folder}/{group}.journal", "--journal-size", "16M")
+    berlin.ok("group", "delete", group, "--force")
+
+
 def test_a_set(berlin, group):
     berlin.ok("volume", "add", f"{group}/logs", "--size", "4M")
     berlin.ok("volume", "write", f"{group}/data", input=b"before")

@@ -68,8 +68,11 @@ def set_(
     found = node.group(group)
     losing = [one for one in chosen if one.loses(found)]
     if losing:
+        for one in losing:
+            found.store(one.target)  # what makes it impossible comes before what it costs
+        keep = "" if all(one.verb == "delete" for one in losing) else f"pyrepl snapshot create {group} NAME"
         lost = ", ".join(f"{one.target} ({one.verb})" for one in losing)
-        destroys(f"what these hold now is lost: {lost}", force=force, unless=f"pyrepl snapshot create {group} NAME",
+        destroys(f"what these hold now is lost: {lost}", force=force, unless=keep,
                  clients=clients_of(node, group, {one.target for one in losing}))
     with found.unordered(wait=not no_wait, timeout=timeout) as ops:
         for one in chosen:

@@ -288,8 +288,8 @@ def make_journal(path: str, size: int) -> None:
 
 def wipe_journal(path: str, *, made: bool) -> None:
     """The journal there is none any more: its superblocks, and what stood beside them, are zeros, or its file, which
-    the node made, is gone."""
-    with FileDevice(path) as device:
+    the node made, is gone. A path that is gone already has none either."""
+    with suppress(FileNotFoundError), FileDevice(path) as device:
         blank(device)
     if made:
         Path(path).unlink(missing_ok=True)
