@@ -208,6 +208,7 @@ class QemuMirror(_Serving):
         )  # fmt: skip
         self._serve(daemon, served, "x")
         self._files = here, there
+        daemon.wait_for(control.exists, "it listens on its control socket")  # which is made after the server's
         self._qmp = self._running.enter_context(Qmp(control))
         self._qmp.call(
             "blockdev-mirror",

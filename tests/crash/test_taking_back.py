@@ -53,7 +53,7 @@ def test_only_what_is_not_paired() -> None:
     with pytest.raises(NotFound):
         site.intake.take_back_volume("data")
     site.intake.prepare_volume("data", 3 * REGION)
-    site.intake.adopt(b"g" * 16, {"data": 7}, site.end.lineage, 12, b"p" * 16)
+    site.intake.adopt(b"g" * 16, {"data": 7}, site.end.lineage, 12, b"p" * 16, [], 0)
     with pytest.raises(Refused, match="its primary's") as refused:
         site.intake.take_back_volume("data")
     assert refused.value.reason == "role" and 7 in site.end.catalog
