@@ -101,11 +101,11 @@ def test_what_a_delayed_secondary_has_not_performed_is_not_taken_for_consistent(
     before = story.other.volume("big").read(0, BIG)
     for offset in range(4 * MIB, 22 * MIB, MIB):
         story.write(("big", offset, MIB))
-    end = story.one.status()["lsn"]["end"]
-    story.link.set(bandwidth=MIB)
+    story.link.set(bandwidth=6 * MIB)
     story.link.resume()
-    until(lambda: story.link.status()["bytes_sent"]["copied"] > 4 * 65536, "regions are copied")
-    until(lambda: story.link.status()["received_lsn"] >= end, "what is written from now on is no part of the skip")
+    # What is left must fit the secondary's journal behind what waits there: it is performed sooner otherwise.
+    until(lambda: story.link.status()["bytes_sent"]["copied"] > 12 * MIB, "most regions are copied")
+    story.link.set(bandwidth=65536)
     for offset in range(4 * MIB, 22 * MIB, 2 * MIB):
         story.write(("big", offset, 4096))  # in what is still to be copied, and what was
     story.link.set(bandwidth=0)
