@@ -369,7 +369,7 @@ class Attachment:
             if over:
                 error = f"; last error: {status['last_error']}" if status["last_error"] else ""
                 raise WaitTimeout(
-                    f"link {self.name!r} is not {what} after {timeout:.3g} s: it is {status['state']}, "
+                    f"link {self.name!r} is not {what} after {timeout:g} s: it is {status['state']}, "
                     f"{status['divergent_bytes']} bytes differ, {status['lag_bytes']} behind"
                     f"{why(status)}{error}; it goes on",
                     link=self.name,

@@ -758,7 +758,7 @@ class Group:
         with self.border(f"waiting for LSN {lsn}"):
             if not self._wait_applied(lsn, timeout, progress):
                 raise WaitTimeout(
-                    f"group {self.name!r}: LSN {lsn} is not performed after {timeout:.3g} s{self._why_later(lsn)}; it "
+                    f"group {self.name!r}: LSN {lsn} is not performed after {timeout:g} s{self._why_later(lsn)}; it "
                     f"goes on",
                     lsn=lsn,
                 )

@@ -31,6 +31,7 @@ ThereState = Literal["performed", "refused", "pending"]
 PerformedAs = Literal["command", "data"]
 StoreKind = Literal["volume", "snapshot", "kept", "unfinished"]
 OperationState = Literal["admitted", "performed"]
+PreparedState = Literal["prepared", "taken-back"]
 JobState = Literal["running", "done", "failed", "left"]
 ImageState = Literal["ready", "changed", "missing", "leaving"]
 ExportState = Literal["serving", "held", "gone"]
@@ -428,6 +429,15 @@ class Rewound(Output, kw_only=True):
     lsn: Lsn
     bytes_written: Bytes
     seconds: Seconds
+
+
+class Prepared(Output, kw_only=True):
+    """``pyrepl volume add`` and ``remove`` at a secondary that is not paired yet: no operation."""
+
+    group: str
+    volume: str
+    size: Bytes
+    state: PreparedState
 
 
 class PerformedThere(Part):

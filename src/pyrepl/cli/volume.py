@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -79,7 +79,18 @@ def add(
         tell(made.result, volume.group, f"volume {volume} added", as_json=as_json)
     else:
         told = f", whose content then overwrites what {local(device)} holds" if device is not None else ""
-        click.echo(f"volume {volume} prepared: {sizes.human(made.size)}, waiting for its primary{told}")
+        told = f"volume {volume} prepared: {sizes.human(made.size)}, waiting for its primary{told}"
+        _fresh(volume, made.size, "prepared", told, as_json=as_json)
+
+
+def _fresh(volume: Named, size: int, state: Literal["prepared", "taken-back"], told: str, *, as_json: bool) -> None:
+    """What was done to a volume of a secondary that is not paired yet."""
+    if as_json:
+        from pyrepl.cli import output
+
+        output.write(output.Prepared(group=volume.group, volume=volume.name, size=size, state=state))
+    else:
+        click.echo(told)
 
 
 @volume.command("list")
@@ -117,13 +128,14 @@ def remove(
     """
     group = node.group(volume.group)
     target = group.volume(volume.name)
+    size = target.size
     if group.role != "secondary":  # there nothing of it is lost: it was only prepared, or the engine refuses
-        loss = f"volume {volume} ({sizes.human(target.size)}) leaves the group; what no snapshot holds is lost"
+        loss = f"volume {volume} ({sizes.human(size)}) leaves the group; what no snapshot holds is lost"
         destroys(loss, force=force, unless=f"pyrepl snapshot create {volume} NAME",
                  clients=clients_of(node, volume.group, {volume.name}))
     result = target.remove(force=force, wait=not no_wait, timeout=timeout)
     if result is None:
-        click.echo(f"volume {volume}: taken back")
+        _fresh(volume, size, "taken-back", f"volume {volume}: taken back", as_json=as_json)
         return
     tell(result, volume.group, f"volume {volume} removed", as_json=as_json)
 
