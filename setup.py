@@ -1,8 +1,13 @@
-"""Builds the rooms of pyrepl._core: each extension names the C files behind it, so this list shows the direction."""
+"""Builds the rooms of pyrepl._core: each extension names the C files behind it, so this list shows the direction.
+
+A C file is compiled once, however many rooms are linked with it.
+"""
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 TRACE = os.environ.get("PYREPL_TRACE") == "1"  # coverage of .pyx
 ONLY = os.environ.get("PYREPL_ROOMS")  # "crc32c,regions": build just these
@@ -35,7 +40,9 @@ ROOMS = {  # room: the C files behind it; each may use those before it, and the 
     "pump": [*WINDOW, "regions", "sources", "stores", "view", "pump"],
 }
 
+INCLUDE = ["src/_core"]
 SOURCES = [f"src/_core/{name}" for name in sorted(os.listdir("src/_core")) if name.endswith((".c", ".h"))]
+CORES = os.cpu_count() or 1
 
 
 def room(name: str) -> Extension:
@@ -43,22 +50,45 @@ def room(name: str) -> Extension:
     return Extension(
         f"pyrepl._core.{name}",
         [f"src/_core/{name}.pyx"],
-        include_dirs=["src/_core"],
+        include_dirs=INCLUDE,
         define_macros=macros,
         extra_compile_args=cflags,
         extra_link_args=ldflags,
     )
 
 
+class BuildRooms(build_ext):
+    """Compiles the C files first, side by side; then the rooms, each linked with those it names."""
+
+    def build_extensions(self) -> None:
+        """Called when the compiler is chosen."""
+        self.parallel = self.parallel or CORES
+        behind = {room.name: ROOMS.get(room.name.rpartition(".")[2], []) for room in self.extensions}  # cffi's has none
+        files = sorted({file for files in behind.values() for file in files})
+        with ThreadPoolExecutor(self.parallel) as pool:
+            compiled = dict(zip(files, pool.map(self._compile, files), strict=True))
+        for room in self.extensions:
+            room.extra_objects += [compiled[file] for file in behind[room.name]]
+        super().build_extensions()
+
+    def _compile(self, file: str) -> str:
+        source = f"src/_core/{file}.c"
+        (compiled,) = self.compiler.object_filenames([source], output_dir=self.build_temp)
+        newest = max(os.path.getmtime(name) for name in [__file__, *SOURCES])  # of all headers: structs must agree
+        if self.force or not os.path.exists(compiled) or os.path.getmtime(compiled) < newest:
+            self.compiler.compile([source], output_dir=self.build_temp, include_dirs=INCLUDE, extra_postargs=cflags)
+        return compiled
+
+
 extensions = cythonize(
     [room(name) for name in ROOMS if not ONLY or name in ONLY.split(",")],
     include_path=["src"],  # src/pyrepl/_core/*.pxd
-    nthreads=os.cpu_count() or 1,
+    nthreads=CORES,
     build_dir=os.environ.get("PYREPL_CDIR", "build/cython"),  # "." for coverage
     compiler_directives={"language_level": 3, "linetrace": TRACE, "embedsignature": False},
 )
 for extension in extensions:
     extension.depends = SOURCES  # all of them: rooms compile what they use, and their structs must agree
-    extension.sources += [f"src/_core/{source}.c" for source in ROOMS[extension.name.rpartition(".")[2]]]
 
-setup(ext_modules=extensions, cffi_modules=[] if ONLY else ["src/_core/_blk_build.py:ffibuilder"])
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildRooms},
+      cffi_modules=[] if ONLY else ["src/_core/_blk_build.py:ffibuilder"])

@@ -7,6 +7,7 @@ reason, and counted by pytest.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import gc
 import os
 import signal
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 MIB = 1 << 20
+ROOT = Path(__file__).resolve().parents[1]
 
 # Where these are set pytest tells a failed comparison in full: for the contents of two volumes that is a diff that takes hours.
 for _variable in ("CI", "BUILD_NUMBER"):
@@ -62,6 +64,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "long" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="a long form: run with --long"))
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """What is marked ``alone`` measures time: no other process of this run tests anything meanwhile.
+
+    Two locks, of files that are there: each test shares the room, one that is to be alone has it for itself, and who waits for
+    the room keeps the door, so that nobody overtakes him for ever. Before the time of the test begins.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    with open(ROOT / "pyproject.toml") as door, open(__file__) as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if "alone" in item.keywords else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

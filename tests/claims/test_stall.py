@@ -48,6 +48,7 @@ def latencies(writers: subprocess.Popen[str]) -> dict[str, float]:
             "most": told["max"] / 1e9}
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(ROUNDS * (LONGEST + 50))
 def test_claim_04_snapshots_do_not_stall_writers(tmp_path, times):
     clients.need("fio")
@@ -81,7 +82,8 @@ def test_claim_04_snapshots_do_not_stall_writers(tmp_path, times):
                 behind = max(behind, group.link("far").status()["lag_bytes"])
             assert writers.poll() is None, "the snapshots were not all taken while it was written"
             found = latencies(writers)
-            if found["p99"] <= max(P99, 2 * alone["p99"]):
+            calm = found["p99"] <= max(P99, 2 * alone["p99"])
+            if calm or turn == ROUNDS - 1:
                 break
             for snapshot in group.snapshots:
                 snapshot.delete()
@@ -96,4 +98,4 @@ def test_claim_04_snapshots_do_not_stall_writers(tmp_path, times):
           f"without snapshots {alone['median'] * 1000:.2f}, {alone['p99'] * 1000:.2f} and {alone['most'] * 1000:.1f} ms; "
           f"the link up to {behind} bytes behind")
     assert behind > MIB
-    assert found["p99"] <= max(P99, 2 * alone["p99"])
+    assert calm, f"in none of {ROUNDS} rounds were writes beside snapshots as quick as without"
