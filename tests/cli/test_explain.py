@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+import msgspec
 import pytest
 
+import pyrepl
 from pyrepl.cli import output
 
 MIB = 1 << 20
@@ -64,6 +66,27 @@ def test_of_an_early_operation(berlin, snapshot, words):
     ("snapshot create {} x --early", "are of one store")])
 def test_what_cannot_be_early(berlin, snapshot, words, say):
     assert say in berlin.fails(2, "explain", *words.replace("{}", snapshot).split())
+
+
+def test_of_a_set(berlin, snapshot):
+    """All of it at one point: as the API tells it, and as the command makes it."""
+    berlin.ok("volume", "add", f"{snapshot}/logs", "--size", "1M")
+    words = ("set", snapshot, "restore data monday 0 512K", "snapshot logs before")
+    assert "have no order" in berlin.fails(2, "explain", *words, "remove logs")
+    first, line = berlin.ok("explain", *words).splitlines()
+    assert first == f"set in {snapshot}: 1.5 MiB would change here" and line.startswith("  → paris  streaming: a command of ")
+    told = berlin.json(output.Explanation, "explain", *words)
+    with pyrepl.connect(berlin.socket) as node:
+        with node.group(snapshot).explain() as ops:
+            ops.restore("data", "monday", extent=(0, MIB // 2))
+            ops.snapshot("logs", "before")
+        assert msgspec.to_builtins(told)["links"] == ops.result["links"]
+        assert (told.kind, told.lsn, told.bytes_changed) == ("set", ops.result["lsn"], ops.result["bytes_changed"])
+    made = berlin.json(output.Operation, *words, "--force")
+    assert (made.lsn, made.bytes_changed) == (told.lsn + 1, told.bytes_changed), "explaining made something"
+    for wrong, status, say in [(("restore data nothing",), 3, "nothing"), (("dance",), 2, "is no operation that can be in a set"),
+                               (("snapshot data a", "snapshot data a"), 4, "a"), ((), 2, "MEMBER")]:
+        assert say in berlin.fails(status, "explain", "set", snapshot, *wrong)
 
 
 def test_of_what_a_secondary_may_refuse(berlin, paris, snapshot, tmp_path):

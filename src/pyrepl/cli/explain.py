@@ -17,6 +17,7 @@ from pyrepl.cli.connection import connect, socket_of, socket_option
 from pyrepl.cli.names import within
 from pyrepl.cli.outcome import json_option
 from pyrepl.cli.perform import arguments
+from pyrepl.cli.sets import Member
 from pyrepl.cli.stores import is_wide
 from pyrepl.errors import UsageError
 
@@ -96,6 +97,11 @@ def _snapshot_clone(group: RemoteGroup, ops: RemoteExplanation, given: dict[str,
         ops.clone_all(given["name"], snapshot=given["snapshot"])
 
 
+def _set(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
+    for text in given["members"]:
+        Member(group.name, text).add(ops, force=True)
+
+
 EXPLAINED: dict[str, Tell] = {
     "volume add": _volume_add,
     "volume remove": lambda group, ops, given: ops.remove(given["volume"].name, force=True),
@@ -111,10 +117,11 @@ EXPLAINED: dict[str, Tell] = {
     "image clone": lambda group, ops, given: ops.clone(given["image"].name, given["name"]),
     "perform": lambda group, ops, given: ops.perform(given["plugin"], arguments(given["given"])),
     "mark": lambda group, ops, given: ops.mark(given["name"], os.fsencode(given["payload"])),
+    "set": _set,
 }
 
 
-BY_GROUP = ("mark", "perform")  # are given a group, and no store
+BY_GROUP = ("mark", "perform", "set")  # are given a group, and no store
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -126,7 +133,7 @@ def explain(ctx: click.Context, operation: tuple[str, ...], as_json: bool, socke
     """What OPERATION would change here and cost on each link. Nothing is done.
 
     OPERATION is the command that would make it, as it would be given: volume add, remove, resize, restore or
-    synchronize, snapshot create, refresh, clone or delete, image clone, perform, or mark, with its arguments. It
+    synchronize, snapshot create, refresh, clone or delete, image clone, perform, mark, or set, with its arguments. It
     needs no --force here.
 
     Whether a secondary has an image or a plug-in is known when it is asked to use it: so both are said, the command
@@ -136,6 +143,7 @@ def explain(ctx: click.Context, operation: tuple[str, ...], as_json: bool, socke
     Example:
       pyrepl explain volume restore db/data monday
       pyrepl explain --json snapshot create db before-upgrade
+      pyrepl explain set db "restore data monday" "restore logs logs-monday"
     """
     name, given = _parse(ctx, list(operation))
     named = next(value for value in given.values() if hasattr(value, "group") or name in BY_GROUP)

@@ -20,7 +20,7 @@ from pyrepl.errors import UsageError
 
 if TYPE_CHECKING:
     from pyrepl.remote import RemoteGroup, RemoteNode
-    from pyrepl.remote.sets import RemoteUnorderedSet
+    from pyrepl.remote.sets import RemoteExplanation, RemoteUnorderedSet
 
 # Verb -> words after it: a store of the group, the name of a new one, or a size; those in brackets may be left out. Of
 # perform, any number of the last.
@@ -64,7 +64,7 @@ def set_(
       pyrepl set db "delete data-monday" "delete logs-monday" --force
       pyrepl set db "perform reindex volume=data level=3" "snapshot logs after"
     """
-    chosen = [_Member(group, text) for text in members]
+    chosen = [Member(group, text) for text in members]
     found = node.group(group)
     losing = [one for one in chosen if one.loses(found)]
     if losing:
@@ -83,7 +83,7 @@ def set_(
         click.get_current_context().exit(FAILED)
 
 
-class _Member:
+class Member:
     """One of them, as it was written."""
 
     def __init__(self, group: str, text: str) -> None:
@@ -119,7 +119,7 @@ class _Member:
             return bool(self.values[1] < volume.size)
         return self.verb in LOSES
 
-    def add(self, ops: RemoteUnorderedSet, force: bool) -> None:
+    def add(self, ops: RemoteUnorderedSet | RemoteExplanation, force: bool) -> None:
         """It becomes a member."""
         values = self.values
         if self.verb == "restore":
