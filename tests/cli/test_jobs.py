@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 from pyrepl.cli import output
+
+from .conftest import COMMAND, environment
 
 
 def test_list_and_show(berlin, group):
@@ -35,3 +43,26 @@ def test_a_set_is_short_in_the_list(berlin, group):
     assert len(berlin.ok("job", "list", group).splitlines()[-1]) < 250
     (last,) = berlin.json(output.JobList, "job", "list", group, "--last", "2").jobs[:1]
     assert '"name": "s8"' in berlin.ok("job", "show", str(last.id))
+
+
+def test_one_that_was_interrupted(daemons, tmp_path):
+    """As people see it: that it was, and where to look for what it had done."""
+    killed = daemons("killed-jobs")
+    group = killed.new_group()
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 64 << 30)  # its digest takes more than a minute
+    command = subprocess.Popen([sys.executable, "-c", COMMAND, "image", "add", f"{group}/large", str(tmp_path / "large")],
+                               env=environment(PYREPL_SOCKET=killed.socket), stderr=subprocess.DEVNULL)
+    end, kept = time.monotonic() + 60, killed.folder / "node" / "jobs"
+    while not kept.exists() or "group.add_image" not in kept.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    killed.stop(signal.SIGKILL)
+    command.wait(60)
+    killed.start()
+    (one,) = killed.json(output.JobList, "job", "list", group, "--last", "1").jobs
+    assert (one.verb, one.state, one.seconds, one.code) == ("group.add_image", "interrupted", None, None)
+    assert killed.ok("job", "list", group).splitlines()[-1].endswith("interrupted")
+    told = killed.ok("job", "show", str(one.id))
+    assert f"group.add_image of {group}: interrupted" in told and "took" not in told
+    assert f"the daemon ended before it was over: `pyrepl operation list {group} --all` tells" in told

@@ -24,7 +24,7 @@ HOW_IT_WAITS = ("wait", "timeout", "group")  # of the arguments, not what is don
 
 @click.group()
 def job() -> None:
-    """Commands that were given to the daemon since it was started: those under way, and the last 1000 that are over.
+    """Commands that were given to the daemon: those under way, and the last 1000 that are over, over its restarts too.
 
     Earlier ones stand in its log, as lines of "audit". Data that are written are no job.
 
@@ -54,7 +54,7 @@ def list_(node: RemoteNode, group: str | None, last: int | None, running: bool, 
         output.write(output.JobList(jobs=[output.pick(output.Job, one) for one in found]))
         return
     rows = [[one["id"], _time(one), one["user"], one["group"], f"{one['verb']} {_shown(one['arguments'])}".rstrip(),
-             sizes.duration(one["seconds"]), _short(_state(one))] for one in found]
+             "" if one["seconds"] is None else sizes.duration(one["seconds"]), _short(_state(one))] for one in found]
     tables.show(["JOB", "TIME", "USER", "GROUP", "COMMAND", "TOOK", "OUTCOME"], rows, none="no jobs")
 
 
@@ -72,8 +72,8 @@ def show(node: RemoteNode, number: int, as_json: bool) -> None:
     one = next((one for one in node.jobs() if one["id"] == number), None)
     if one is None:
         raise NotFound(
-            f"no job {number} is known: it is older than the last 1000 or than the daemon, whose log has it then, or "
-            f"was not given yet",
+            f"no job {number} is known: it is older than the last 1000, and the daemon's log has it, or it was "
+            f"never given",
             job=number,
         )
     if as_json:
@@ -82,8 +82,9 @@ def show(node: RemoteNode, number: int, as_json: bool) -> None:
         output.write(output.JobShow(job=output.pick(output.Job, one)))
         return
     click.echo(f"{one['verb']}{' of ' + one['group'] if one['group'] else ''}: {_state(one)}")
-    click.echo(f"given by {one['user']} (pid {one['pid']}) at {_time(one)}, took {sizes.duration(one['seconds'])}"
-               .replace("took", "under way for" if one["state"] == "running" else "took"))
+    took = "under way for" if one["state"] == "running" else "took"
+    lasted = f", {took} {sizes.duration(one['seconds'])}" if one["seconds"] is not None else ""
+    click.echo(f"given by {one['user']} (pid {one['pid']}) at {_time(one)}{lasted}")
     for name, value in one["arguments"].items():
         click.echo(f"  {name}: {_value(value)}")
     if one["lsn"] is not None:
@@ -92,6 +93,9 @@ def show(node: RemoteNode, number: int, as_json: bool) -> None:
         click.echo(f"{one['code']}: {one['error']}")
     if one["state"] == "left":
         click.echo("who gave it did not wait for the end; what was begun went on")
+    if one["state"] == "interrupted":
+        done = f"`pyrepl operation list {one['group']} --all`" if one["group"] else "`pyrepl status`"
+        click.echo(f"the daemon ended before it was over: {done} tells what it had done by then")
     if one["state"] == "running" and one["progress"]:
         click.echo(f"progress: {_value(one['progress'])}")
 

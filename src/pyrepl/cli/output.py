@@ -32,7 +32,7 @@ PerformedAs = Literal["command", "data"]
 StoreKind = Literal["volume", "snapshot", "kept", "unfinished"]
 OperationState = Literal["admitted", "performed"]
 PreparedState = Literal["prepared", "taken-back"]
-JobState = Literal["running", "done", "failed", "left"]
+JobState = Literal["running", "done", "failed", "left", "interrupted"]
 ImageState = Literal["ready", "changed", "missing", "leaving"]
 ExportState = Literal["serving", "held", "gone"]
 VerifiedState = Literal["comparing", "equal", "repaired", "different", "failed"]
@@ -490,7 +490,7 @@ class Job(Part):
     user: str
     pid: int
     time: Time
-    seconds: Seconds
+    seconds: Seconds | None
     state: JobState
     code: str | None
     error: str | None

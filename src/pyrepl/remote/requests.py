@@ -323,7 +323,7 @@ class NodeStopNbd(Request[None], frozen=True, kw_only=True, tag="node.stop_nbd")
 
 
 class NodeJobs(Request[list[dict[str, Any]]], frozen=True, kw_only=True, tag="node.jobs"):
-    """The commands under way and the last 1000 that are over, since the daemon was started: who, what, and what came
+    """The commands under way and the last 1000 that are over, over restarts of the daemon too: who, what, and what came
     of it. ``group``: those about it alone."""
 
     group: Name | None = None

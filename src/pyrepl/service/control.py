@@ -120,6 +120,7 @@ class Control:
             UsageError, Exists: it cannot be made there.
         """
         self._socket = bind_unix(self.path, mode=MODE, group=self._gid)
+        self.jobs.start()
         self._acceptor.start()
 
     def stop(self) -> None:
@@ -139,6 +140,7 @@ class Control:
         for connection in connections:
             connection.join(max(0.0, deadline - time.monotonic()))
             connection.shutdown()
+        self.jobs.stop()
 
     # ---- for connections
 

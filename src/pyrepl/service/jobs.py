@@ -1,20 +1,20 @@
 """Jobs: the commands that were given over the control socket, by whom, how far they are, and what came of them.
 
-    begin   a command has come           told   it says how far it is           end   it is over, in whichever way
+    enter   a command has come           told   it says how far it is           leave   it is over, in whichever way
 
 Decides what is kept of a command and for how long, and the line of the audit log. Data that are written are audited and
-no job: there would be nothing else in the list. Must not know what commands do (``verbs``), nor how they travel.
+no job: there would be nothing else in the list. Must not know what commands do (``verbs``), how they travel, nor how
+they outlive the daemon (``job_file``).
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,6 +23,7 @@ from pyrepl.border import typed
 from pyrepl.errors import PyreplError
 from pyrepl.remote import requests
 from pyrepl.remote.requests import OperationInfo, Request, StoreMade, verb
+from pyrepl.service.job_file import AHEAD, Ended, Given, JobFile, Line, Numbers
 from pyrepl.service.verbs.call import ClientGone
 
 if TYPE_CHECKING:
@@ -33,22 +34,20 @@ _audit = logging.getLogger("pyrepl.audit")
 
 KEPT = 1000  # jobs that are over, the newest
 RUNNING, DONE, FAILED, LEFT = "running", "done", "failed", "left"
+INTERRUPTED = "interrupted"  # the daemon died, or was stopped, before it was over
 DATA = (requests.StoreWrite, requests.StoreZero, requests.StoreDiscard)
 
 
 class Job:
-    """One command. Changed by the thread that performs it; read by whoever lists."""
+    """One command. Changed by the thread that performs it; read by whoever lists.
 
-    def __init__(self, number: int, user: User, request: Request[Any], arguments: str) -> None:
-        self.id = number
-        self.user = user
-        self.verb = verb(type(request))
-        self.group = requests.group_of(request)
-        self.arguments = arguments
-        self.time = time.time()
-        self.state = RUNNING
-        self.seconds: float | None = None
-        self.error: PyreplError | None = None
+    Args:
+        given: who gave what; None: data, which are audited and in no list.
+        ended: what came of it, of one that a daemon before has kept.
+    """
+
+    def __init__(self, given: Given | None, ended: Ended | None = None) -> None:
+        self.given, self.ended = given, ended
         self.lsn: int | None = None
         self.result: str | None = None
         self.progress: dict[str, Any] = {}
@@ -65,26 +64,29 @@ class Job:
 
     def end(self, state: str, error: PyreplError | None = None) -> None:
         """It is over."""
-        self.seconds = time.monotonic() - self._begun
-        self.state, self.error = state, error
+        if self.given is not None:
+            self.ended = Ended(
+                id=self.given.id, state=state, seconds=time.monotonic() - self._begun, lsn=self.lsn, result=self.result,
+                code=error.code if error is not None else None, error=error.text if error is not None else None)
 
     def told(self) -> dict[str, Any]:
         """As it travels, and as ``docs/json.md`` has it."""
-        seconds, error = self.seconds, self.error
+        given, ended = self.given, self.ended
+        assert given is not None
         return {
-            "id": self.id,
-            "verb": self.verb,
-            "group": self.group,
-            "arguments": msgspec.json.decode(self.arguments),
-            "user": self.user.name,
-            "pid": self.user.pid,
-            "time": self.time,
-            "seconds": time.monotonic() - self._begun if seconds is None else seconds,
-            "state": self.state,
-            "code": error.code if error is not None else None,
-            "error": error.text if error is not None else None,
-            "lsn": self.lsn,
-            "result": self.result,
+            "id": given.id,
+            "verb": given.verb,
+            "group": given.group,
+            "arguments": msgspec.json.decode(given.arguments),
+            "user": given.user,
+            "pid": given.pid,
+            "time": given.time,
+            "seconds": time.monotonic() - self._begun if ended is None else ended.seconds,
+            "state": RUNNING if ended is None else ended.state,
+            "code": ended.code if ended is not None else None,
+            "error": ended.error if ended is not None else None,
+            "lsn": ended.lsn if ended is not None else self.lsn,
+            "result": ended.result if ended is not None else self.result,
             "progress": dict(self.progress),
         }
 
@@ -113,31 +115,45 @@ def _of_comparison(found: dict[str, Any] | None) -> str | None:
 
 
 class Jobs:
-    """Those of a daemon, since it was started."""
+    """Those of a daemon, and of those before it in the same folder: from :meth:`start` to :meth:`stop` they are kept
+    there."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._lock = threading.Lock()
-        self._numbers = itertools.count(1)
+        self._file = JobFile(node.path, self._kept)
+        self._next = 1
+        self._ahead = 1  # numbers from here on are not set aside
         self._running: dict[int, Job] = {}
         self._over: deque[Job] = deque(maxlen=KEPT)
 
+    def start(self) -> None:
+        """Takes up what the daemon before has kept. What was under way when it died is over: what it had done by then
+        is in the journals."""
+        found = self._file.read()
+        for given, ended in found.jobs:
+            self._over.append(Job(given, ended or Ended(id=given.id, state=INTERRUPTED, seconds=None)))
+        self._next, self._ahead = found.next, found.next + AHEAD
+        self._file.begin(Numbers(self._ahead))
+
+    def stop(self) -> None:
+        """What comes from here on is not kept. Harmless the second time."""
+        with self._lock:
+            self._ahead = self._next
+        self._file.end(Numbers(self._next))
+
     def list(self, group: str | None = None) -> list[dict[str, Any]]:
         """Those under way and the last :data:`KEPT` that are over, in the order in which they were given."""
-        with self._lock:
-            found = [*self._over, *self._running.values()]
-        return [job.told() for job in sorted(found, key=lambda job: job.id) if group is None or job.group == group]
+        told = [job.told() for job in self._all()]
+        return [one for one in told if group is None or one["group"] == group]
 
     @contextlib.contextmanager
     def track(self, user: User, request: Request[Any], payload: int) -> Iterator[Job]:
         """While a command is performed. One line of the audit log when it is over: who, what, with which arguments,
         between which LSNs, and what came of it."""
-        arguments = _arguments(request, payload)
-        job = Job(0 if isinstance(request, DATA) else next(self._numbers), user, request, arguments)
-        if job.id:
-            with self._lock:
-                self._running[job.id] = job
-        outcome, before = FAILED, self._end_lsn(job.group)
+        arguments, group = _arguments(request, payload), requests.group_of(request)
+        job = Job(None) if isinstance(request, DATA) else self._enter(user, request, group, arguments)
+        outcome, before = FAILED, self._end_lsn(group)
         try:
             yield job
             outcome = DONE
@@ -151,17 +167,50 @@ class Jobs:
             job.end(FAILED, error)
             raise
         except Exception as error:  # ours; the log has where
-            job.end(FAILED, typed(error, f"performing {job.verb}"))
+            job.end(FAILED, typed(error, f"performing {verb(type(request))}"))
             raise
         finally:
-            if job.id:
-                with self._lock:
-                    del self._running[job.id]
-                    self._over.append(job)
+            self._leave(job)
             _audit.info(
                 "user=%s uid=%d pid=%d verb=%s outcome=%s lsn=%s..%s arguments=%s",
-                user.name, user.uid, user.pid, job.verb, outcome, before, self._end_lsn(job.group), arguments,
+                user.name, user.uid, user.pid, verb(type(request)), outcome, before, self._end_lsn(group), arguments,
             )  # fmt: skip
+
+    # ---- inside
+
+    def _enter(self, user: User, request: Request[Any], group: str | None, arguments: str) -> Job:
+        """It has a number, and is in the list; soon also in the file."""
+        with self._lock:
+            number, self._next = self._next, self._next + 1
+            given = Given(id=number, verb=verb(type(request)), group=group, user=user.name, pid=user.pid,
+                          time=time.time(), arguments=msgspec.Raw(arguments.encode()))
+            job = self._running[number] = Job(given)
+            if self._next + AHEAD // 2 > self._ahead:
+                self._ahead += AHEAD
+                self._file.append(Numbers(self._ahead))
+            self._file.append(given)
+        return job
+
+    def _leave(self, job: Job) -> None:
+        if job.given is None:
+            return
+        with self._lock:
+            del self._running[job.given.id]
+            self._over.append(job)
+            if job.ended is not None:
+                self._file.append(job.ended)
+
+    def _all(self) -> Sequence[Job]:
+        with self._lock:
+            found = [*self._over, *self._running.values()]
+        return sorted(found, key=lambda job: job.given.id if job.given is not None else 0)
+
+    def _kept(self) -> Sequence[Line]:
+        """What a new file holds."""
+        lines = deque[Line]([Numbers(self._ahead)])
+        for job in self._all():
+            lines += [line for line in (job.given, job.ended) if line is not None]
+        return lines
 
     def _end_lsn(self, group: str | None) -> int | None:
         try:
