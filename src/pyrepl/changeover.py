@@ -185,29 +185,30 @@ class Changeover:
         host, port = next(((host, port) for host, port in addresses if host in (local, "0.0.0.0", "::")), addresses[0])
         return show(local if host in ("0.0.0.0", "::") else host, port)
 
-    def judge_takeover(self) -> int:
+    def judge_takeover(self, force: bool) -> int:
         """See :meth:`Group.takeover`, ``dry_run``."""
         with self._one:
             self._group.check()
             site = self._group.site
             if not site.roles.asking:
-                self._judge(alone=True, gone=True, force=False)
+                self._judge(alone=True, gone=True, second=False, force=force)
             kept = site.protective.snapshot
             if kept is not None and not site.end.consistent:
                 return kept.lsn
             return site.window.state().end_lsn
 
-    def _judge(self, *, alone: bool, gone: bool, force: bool) -> None:
-        """Raises why this site may not lead."""
+    def _judge(self, *, alone: bool, gone: bool, second: bool, force: bool) -> None:
+        """Raises why this site may not lead. ``second``: although its primary leads; ``force``: although what it holds
+        was found different."""
         group, site = self._group, self._group.site
         if site.role != SECONDARY:
             raise Refused(f"group {group.name!r} is a primary here already", reason="role", group=group.name)
-        site.roles.check_lead(site.end, alone=alone)
+        site.roles.check_lead(site.end, alone=alone, force=force)
 
         def fed() -> str:
             return "fed" if any(feed.is_open for feed in group.feeds(site)) else ""
 
-        if not alone or force or site.here.handed_over or not _until(fed, _ENDING, group.check):
+        if not alone or second or site.here.handed_over or not _until(fed, _ENDING, group.check):
             return
         if not gone:
             raise Refused(
@@ -235,7 +236,8 @@ class Changeover:
                 if not alone:
                     group.require_primary()  # says what it waits for
                 return self._activate()
-            self._judge(alone=alone, gone=gone, force=force)  # before a connection is ended for it
+            # Before a connection is ended for it.
+            self._judge(alone=alone, gone=gone, second=force and not gone, force=force)
             site.roles.changing = True  # no connection begins to feed this site (rule role_quiet)
             try:
                 for feed in group.feeds(site):
@@ -247,7 +249,7 @@ class Changeover:
                 names = group.attachments.free_names([info.name for info in told or ()])
                 links = [group.attachments.make(name, info.address, info.mode, _options(info))
                          for name, info in zip(names, told or (), strict=True)]
-                lsn = site.roles.take_lead(alone=alone, links=links)
+                lsn = site.roles.take_lead(alone=alone, links=links, force=force)
                 group.attachments.redial()  # those that it had as a secondary tell who leads now
                 group.attachments.enter(links)
             finally:

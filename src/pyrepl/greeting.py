@@ -13,7 +13,7 @@ from pyrepl._core.regions import RegionMap
 from pyrepl.catalog import VOLUME, Catalog, Store
 from pyrepl.divergence import Divergence
 from pyrepl.errors import ProtocolError, Refused
-from pyrepl.items import Refusal, StoreInfo
+from pyrepl.items import FoundDifferent, Refusal, StoreInfo
 from pyrepl.ledger import Ledger
 from pyrepl.lineage import Lineage, is_valid
 from pyrepl.pairing import describe_limits, info_of, introduce, mismatch
@@ -45,6 +45,7 @@ class Greeting:
         self.applied_lsn = self.received_lsn = 0
         self.refusals: list[Refusal] = []  # operations of which it could not perform all, since it was last consistent
         self.lost = ""  # why what was known of it is not true any more
+        self.different: FoundDifferent | None = None  # what it was told of itself
         self.remake: list[int] = []  # stores that are dropped and made again: not ours in size or name
         self._stores: list[Store] = []  # at a first pairing
         self._peer = b""
@@ -96,7 +97,7 @@ class Greeting:
             self._refuse(f"node {welcome.node.hex()} answers where node {peer.hex()} was paired", "identity")
         if any(not 0 < info.id < layout.FIRST_LOCAL for info in welcome.stores):
             raise ProtocolError("a welcome with store numbers that cannot be")
-        self.item = welcome.item
+        self.item, self.different = welcome.item, welcome.different
         if welcome.group is None:
             if peer is not None:
                 self._refuse("the secondary is fresh, but this link was paired: remove the link and add it again "

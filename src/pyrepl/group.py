@@ -890,7 +890,8 @@ class Group:
         Args:
             alone: although its primary has not stepped down, as far as this site has heard. If that one writes on, both
                 histories part, and one of them is lost.
-            force: with ``alone``, although that primary is connected and feeds this site: there are two then.
+            force: although a verification has found what this site holds different; and with ``alone``, although that
+                primary is connected and feeds this site: there are two then.
 
         Returns:
             the LSN after which its generation begins.
@@ -898,14 +899,15 @@ class Group:
         Raises:
             Refused: a primary already (``reason="role"``); not an earlier state of its primary, and without ``alone``
                 it does not go back to its protective snapshot, or it keeps none (``"inconsistent"``); the primary has
-                not stepped down (``"primary"``); with ``alone``, it is connected and leads, and ``force`` is not given
-                (``"force"``).
+                not stepped down (``"primary"``); without ``force``, what this site holds was found different from what
+                its primary had, and not repaired (``"different"``; ``context`` has LSN, time and bytes), or with
+                ``alone``, the primary is connected and leads (``"force"``).
         """
         self.check()
         with self.border("becoming primary"):
             return self.changeover.promote(alone=alone, gone=False, force=force)
 
-    def takeover(self, *, dry_run: bool = False) -> int:
+    def takeover(self, *, dry_run: bool = False, force: bool = False) -> int:
         """This secondary becomes primary because the primary is gone. What it had written and not sent is lost, unless
         the link was in mode ``sync`` and not degraded. One that is being resynchronized goes back to its protective
         snapshot first (``status()["protective"]``): what came after that is lost too. When the old primary comes back,
@@ -914,6 +916,8 @@ class Group:
         Args:
             dry_run: only whether it may: raises as it would, changes nothing, and returns the LSN from which the group
                 would go on.
+            force: although a verification has found what this site holds different, and did not repair it
+                (``status()["found_different"]``): its content is the one that counts then.
 
         Raises:
             Refused: the primary is connected (``reason="connected"``).
@@ -921,8 +925,8 @@ class Group:
         self.check()
         with self.border("taking over"):
             if dry_run:
-                return self.changeover.judge_takeover()
-            return self.changeover.promote(alone=True, gone=True)
+                return self.changeover.judge_takeover(force)
+            return self.changeover.promote(alone=True, gone=True, force=force)
 
     def unprotect(self) -> None:
         """Gives the protective snapshot of this secondary up, and with it the space that it takes; none is kept again

@@ -195,7 +195,7 @@ class History:
     def _goes_on(self, body: bytes) -> bool:
         """Whether an item leaves the stores a state of this order."""
         match items.decode(body):
-            case items.Consistent() | items.Handover() | items.Decided():
+            case items.Consistent() | items.Handover() | items.Decided() | items.Different():
                 return True
             case items.Fork(lineage, lsn):
                 return lsn == self.last_lsn and Lineage(lineage).at(lsn) == self._generation

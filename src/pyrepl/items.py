@@ -73,6 +73,15 @@ class Tail(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     runs: Annotated[list[Run], msgspec.Meta(max_length=MOST_RUNS)]
 
 
+class FoundDifferent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a verification found different at a secondary and was not to repair: as of which LSN, when (seconds since
+    1970, by the clock of the primary), and of how many bytes of regions."""
+
+    lsn: Lsn
+    time: Annotated[float, msgspec.Meta(ge=0)]
+    bytes: Annotated[int, msgspec.Meta(gt=0, le=(1 << 63) - 1)]
+
+
 class Fork(msgspec.Struct, frozen=True, tag="fork", tag_field="item", forbid_unknown_fields=True):
     """Follow this lineage from this position: opens every stream, and is sent where a generation begins."""
 
@@ -122,7 +131,14 @@ class Decided(msgspec.Struct, frozen=True, tag="decided", tag_field="item", forb
     outcomes: Annotated[list[Outcome], msgspec.Meta(min_length=1, max_length=MOST_STORES)]
 
 
-Item = Fork | Skip | Make | Drop | Consistent | Handover | Decided
+class Different(msgspec.Struct, frozen=True, tag="different", tag_field="item", forbid_unknown_fields=True):
+    """What is known by now to differ at this secondary, and is not repaired; None: all of it was found equal, or what
+    differed was copied before this."""
+
+    found: FoundDifferent | None
+
+
+Item = Fork | Skip | Make | Drop | Consistent | Handover | Decided | Different
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Item] = msgspec.msgpack.Decoder(Item)

@@ -20,7 +20,7 @@ from pyrepl._core.device import Device
 from pyrepl._core.window import scan_log
 from pyrepl.catalog import Image, Place, ProtectiveSnapshot, Store, View
 from pyrepl.errors import Corrupt, UsageError
-from pyrepl.items import Decided, LinkInfo, Refusal, Tail
+from pyrepl.items import Decided, FoundDifferent, LinkInfo, Refusal, Tail
 from pyrepl.operations import Outcome
 from pyrepl.options import MIB, SiteOptions
 
@@ -64,6 +64,7 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     refusals: list[Refusal] = []  # of a secondary, since it was last consistent
     protective: ProtectiveSnapshot | None = None  # of a secondary that is not consistent; its views are among the views
     waived: bool = False  # none is kept until it is consistent again
+    different: FoundDifferent | None = None  # of a secondary: what its primary has found different here
     refusing: dict[int, str] = {}  # LSN of an operation that is not performed yet -> why not all of it will be
     decided: Decided | None = None  # of a secondary: what came at the primary of the operation that is next
     outcomes: dict[int, list[Outcome]] = {}  # LSN -> what came of its plug-ins, until all links have passed it

@@ -330,7 +330,7 @@ def moves(effect: Passed, lsn: int) -> bool:
     """Whether it makes stores, position or catalog of a site that stands at this LSN others: all but an item that is
     only said."""
     match effect.item:
-        case items.Consistent() | items.Handover() | items.Decided():
+        case items.Consistent() | items.Handover() | items.Decided() | items.Different():
             return False
         case items.Fork(_, fork):
             return fork != lsn

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -23,6 +23,7 @@ from pyrepl._core.regions import RegionMap
 from pyrepl.catalog import Catalog, Store
 from pyrepl.divergence import Divergence
 from pyrepl.errors import check
+from pyrepl.items import FoundDifferent
 from pyrepl.knowledge import Knowledge, Passed, Performed, Piece, Skipped, kept_operation, moves, passed
 from pyrepl.options import LinkOptions
 from pyrepl.since import Since, SinceRecord
@@ -39,15 +40,6 @@ class PieceRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     regions: dict[int, bytes]
     operation: bytes
     time_ns: int = 0
-
-
-class FoundDifferent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a verification found different and was not to repair: as of which LSN, when, and of how many bytes of
-    regions."""
-
-    lsn: int
-    time: float
-    bytes: int
 
 
 class LinkRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -72,6 +64,14 @@ class LinkRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     turns: int | None = None
     since: SinceRecord | None = None
     found_different: FoundDifferent | None = None
+    judged: bool = False
+
+
+class Verdict(NamedTuple):
+    """What differs at the secondary, as this site has found, beside D."""
+
+    found: FoundDifferent | None
+    judged: bool
 
 
 class Ledger:
@@ -95,6 +95,8 @@ class Ledger:
         self.steady = False  # the secondary was consistent, and equal to this site, as of base
         self.since: Since | None = None  # ... it was, and is not any more
         self.found_different: FoundDifferent | None = None  # known beside D: nothing repairs it before it is asked for
+        self.judged = False  # that, or that there is nothing, is this site's word; else the secondary's counts
+        self.verdict = Verdict(None, judged=False)  # ... as a durable checkpoint holds it: only that is told
         self.heir = b""  # node that answered, of which the site remembers something
         self.kept = 0  # position of the record in the last durable checkpoint: a restart needs the log from here on
         self.checkpoint = 0  # the last durable checkpoint that was taken with this ledger
@@ -103,6 +105,7 @@ class Ledger:
         self._saved = 0  # ... that a durable checkpoint holds
         self._awaited = 0  # ... that must be saved before anything is sent
         self._captured_position = 0
+        self._captured_verdict = self.verdict
         self._copied_unsaved = 0  # bytes of copied regions that were acknowledged since the last save
 
     # ---- begin and end
@@ -127,6 +130,7 @@ class Ledger:
         self.peer, self.base, self.backlog = known.peer, known.base, known.backlog
         self.doubted, self.resync_reason = known.doubted, ""
         self.steady, self.since, self.turns = known.steady, known.since, known.turns
+        self.found_different, self.judged = known.found_different, known.judged
         for piece in self.backlog:
             piece.fold = self._fold
 
@@ -293,6 +297,18 @@ class Ledger:
         """More differs than was known: the secondary's word that it is consistent, or was, does not count."""
         self.doubted, self.resync_reason = True, reason
         self.steady, self.since = False, None
+
+    # ---- what a verification found, and nobody repaired (rule verdict_told)
+
+    def judge(self, found: FoundDifferent | None) -> None:
+        """A verification came to this; the next checkpoint makes it durable."""
+        self.found_different, self.judged = found, True
+
+    def hear(self, found: FoundDifferent | None) -> None:
+        """The secondary was told this by whoever fed it before. It counts where this site knows nothing by itself: who
+        led before may be gone, or its link was removed."""
+        if found is not None and not self.judged:
+            self.judge(found)
 
     # ---- a secondary that stands elsewhere
 
@@ -485,6 +501,7 @@ class Ledger:
         """What a checkpoint holds of a link with this ledger; :meth:`saved` says when it is durable."""
         self._copied_unsaved = 0
         self._captured, self._captured_position = self._fold, self.position
+        self._captured_verdict = Verdict(self.found_different, self.judged)
         base, since = self.base, None
         if self.since is not None:
             self.since.take(self.position)  # the log may drop what stands before it
@@ -520,13 +537,14 @@ class Ledger:
                 turns=self.turns,
                 since=since,
                 found_different=self.found_different,
+                judged=self.judged,
             )
         )
 
     def saved(self, checkpoint: int) -> None:
         """The checkpoint that :meth:`save` was last called for is durable."""
         self._saved, self.kept = max(self._saved, self._captured), self._captured_position
-        self.checkpoint = checkpoint
+        self.checkpoint, self.verdict = checkpoint, self._captured_verdict
 
     @classmethod
     def restore(cls, site: Any, record: LinkRecord) -> Ledger:
@@ -535,7 +553,9 @@ class Ledger:
         ledger.begun = True
         ledger.kept = record.backlog[-1].position if record.backlog else record.position
         ledger.doubted, ledger.overrules = record.doubted, record.overrules
-        ledger.steady, ledger.turns, ledger.found_different = record.steady, record.turns, record.found_different
+        ledger.steady, ledger.turns = record.steady, record.turns
+        ledger.found_different, ledger.judged = record.found_different, record.judged
+        ledger.verdict = Verdict(record.found_different, record.judged)
         ledger.since = Since.restore(site, record.since) if record.since is not None else None
         ledger.base = Knowledge(
             record.lsn, record.position, Catalog({store.id: store for store in record.stores}, record.next_id),

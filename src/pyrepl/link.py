@@ -226,6 +226,7 @@ class Link:
         self._unresolved = 0  # operations in flight of which it is not known yet whether they were refused
         self.probing: Probing | None = None  # a verification that is under way
         self._forget = 0  # LSN of one that is over, to be said
+        self._told_different: items.FoundDifferent | None = None  # what the secondary knows when all has arrived
         self._decided = 0  # LSN of the plug-ins of which the outcomes were sent
         self._undecided = 0  # LSN of plug-ins that are next, and that this site has not performed
 
@@ -475,6 +476,7 @@ class Link:
             and not self.handing_over
             and self.probing is None
             and not self._forget
+            and self._verdict() is None
         )
 
     @property
@@ -499,6 +501,10 @@ class Link:
             return None  # L7
         if self._remake:
             return self._item(items.Drop(self._remake[-1]), Dropped(self._remake.pop()))
+        verdict = self._verdict()
+        if verdict is not None:
+            self._told_different = verdict.found
+            return self._item(verdict, Said(unsettles=False))
         extra, missing = ahead.extra(), ahead.missing()
         if extra:
             return self._item(items.Drop(extra[0]), Dropped(extra[0]))
@@ -778,6 +784,8 @@ class Link:
         self.last_error = greeting.lost or (self.last_error if self.asks_first else "")  # else what was wrong is over
         self.consistent = self._will_be_consistent = greeting.consistent
         self._hear_of(greeting.refusals)
+        self._told_different = greeting.different
+        self.ledger.hear(greeting.different)
         self.ahead = self.base.copy()
         self._catch_up = self.site.window.state().durable_position  # operations among it may make copies needless
         self._ready = self.answered = True
@@ -820,6 +828,16 @@ class Link:
         lineage = self.site.lineage.reached(piece.upto)
         self._announce(piece.upto)
         return self._item(items.Skip(piece.upto, lineage.encode()), Skipped(piece))
+
+    def _verdict(self) -> items.Different | None:
+        """What a verification found there, if the secondary is to be told now (rule verdict_told): that something
+        differs at once, that nothing does when all that repaired it went before."""
+        verdict = self.ledger.verdict
+        if not verdict.judged or verdict.found == self._told_different:
+            return None
+        if verdict.found is None and not (self._will_be_consistent and self.ahead.is_equal()):
+            return None
+        return items.Different(verdict.found)
 
     def _touched(self, head: memoryview | bytes) -> dict[int, Runs]:
         """Of stores whose changes count, for an operation that was performed early there."""

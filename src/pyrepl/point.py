@@ -11,8 +11,10 @@ from pyrepl.items import (
     MOST_REFUSALS,
     Consistent,
     Decided,
+    Different,
     Drop,
     Fork,
+    FoundDifferent,
     Handover,
     Item,
     LinkInfo,
@@ -36,6 +38,7 @@ class Point:
     ``refusals``: of a secondary, the operations since it was last consistent of which it could not perform all.
     ``decided``: what came at the primary of the plug-ins of the operation that is next.
     ``waived``: by command no protective snapshot is kept until it is consistent again.
+    ``different``: of a secondary, what a verification of its primary has found different here and did not repair.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Point:
         refusals: tuple[Refusal, ...] = (),
         decided: Decided | None = None,
         waived: bool = False,
+        different: FoundDifferent | None = None,
     ) -> None:
         self.lsn = lsn
         self.lineage = lineage
@@ -66,6 +70,7 @@ class Point:
         self.refusals = refusals
         self.decided = decided
         self.waived = waived
+        self.different = different
 
     def copy(self) -> Point:
         """An independent point that is equal now."""
@@ -82,6 +87,7 @@ class Point:
             refusals=self.refusals,
             decided=self.decided,
             waived=self.waived,
+            different=self.different,
         )
 
     def _go_on(self) -> None:
@@ -117,9 +123,9 @@ class Point:
 
     def unsettles(self, item: Item) -> bool:
         """Whether this item, if it comes next, leaves the stores no earlier state of the primary: every one but
-        *consistent*, *handover*, *decided* and a fork on the spot (model: "Consistency")."""
+        *consistent*, *handover*, *decided*, *different* and a fork on the spot (model: "Consistency")."""
         match item:
-            case Consistent() | Handover() | Decided():
+            case Consistent() | Handover() | Decided() | Different():
                 return False
             case Fork(lineage, lsn):
                 return lsn != self.lsn or Lineage(tuple((g, n) for g, n in lineage)).at(lsn) != self.lineage.at(lsn)
@@ -146,6 +152,8 @@ class Point:
                 self.consistent, self.refusals, self.waived = True, (), False
             case Decided():
                 self.decided = item
+            case Different(found):
+                self.different = found
 
     def begin(self, generation: bytes) -> None:
         """A generation begins after the LSN reached."""

@@ -326,7 +326,8 @@ class Protective:
                     pass
         catalog = Catalog({store.id: store for store in record.stores}, max(record.next_id, here.catalog.next_id))
         lineage = _with_heard_of(Lineage.decode(record.lineage), here.lineage, record.lsn)
-        site.here = Point(lsn=record.lsn, lineage=lineage, consistent=True, item=here.item, catalog=catalog)
+        site.here = Point(lsn=record.lsn, lineage=lineage, consistent=True, item=here.item, catalog=catalog,
+                          different=here.different)
         site.end = site.here.copy()
         site.refusing.clear()
         site.outcomes.surprises.clear()

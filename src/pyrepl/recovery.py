@@ -58,7 +58,7 @@ def recover(site: Site, checkpoint: Checkpoint) -> Scan:
                  catalog=Catalog({store.id: store for store in body.stores}, body.next_id),
                  handed_over=body.handed_over, succession=body.succession, tails=body.tails,
                  yields=body.yields,
-                 refusals=tuple(body.refusals), waived=body.waived, decided=body.decided)
+                 refusals=tuple(body.refusals), waived=body.waived, decided=body.decided, different=body.different)
     sizes = {store.id: store.size for store in body.stores} | {view.id: view.size for view in body.views}
     site.shelf.restore(places=body.places, sizes=sizes, zombies=body.zombies, scratch=body.scratch,
                        scratch_size=body.scratch_size, maps=body.maps, images=body.images)

@@ -346,6 +346,7 @@ class Replica:
                 refusals=list(site.end.refusals),
                 turns=site.turns,
                 tail=site.end.tails.get(hello.node),
+                different=site.end.different,
             )
         )
 
@@ -527,7 +528,7 @@ class Replica:
             case items.Decided(lsn):
                 if lsn != end.lsn + 1:
                     raise ProtocolError(f"outcomes of event {lsn} where {end.lsn + 1} is next")
-            case items.Consistent() | items.Handover():
+            case items.Consistent() | items.Handover() | items.Different():
                 pass
         return "items"
 

@@ -17,7 +17,10 @@ connections are ended before (``group``), nor how the other site is led back (``
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from pyrepl.catalog import MOST_VIEWS, VOLUME, Store
 from pyrepl.errors import Refused, check
@@ -26,7 +29,7 @@ from pyrepl.lineage import Lineage, common
 from pyrepl.parting import FORGOTTEN, Parting, parting, words
 
 if TYPE_CHECKING:
-    from pyrepl.items import LinkInfo
+    from pyrepl.items import FoundDifferent, LinkInfo
     from pyrepl.link import Link
     from pyrepl.point import Point
     from pyrepl.site import Site
@@ -146,19 +149,21 @@ class Roles:
 
     # ---- a secondary becomes primary
 
-    def take_lead(self, *, alone: bool, links: Iterable[Link] = ()) -> int:
+    def take_lead(self, *, alone: bool, links: Iterable[Link] = (), force: bool = False) -> int:
         """This site is primary from here on; durable on return. The LSN after which its generation begins.
 
         Args:
             alone: whether its primary has stepped down does not matter.
             links: that it has from then on; made, not begun.
+            force: although what it holds was found different.
 
         Raises:
-            Refused: a primary already; no earlier state of its primary; or the primary has not stepped down.
+            Refused: a primary already; no earlier state of its primary; the primary has not stepped down; or what this
+                site holds was found different, and its primary has not asked it to lead all the same.
         """
-        return int(self.site.exclusive(lambda: self._take_lead(alone, list(links))))
+        return int(self.site.exclusive(lambda: self._take_lead(alone, list(links), force)))
 
-    def check_lead(self, point: Point, *, alone: bool) -> None:
+    def check_lead(self, point: Point, *, alone: bool, force: bool) -> None:
         """Whether a secondary that stands at this point may take the lead; see :meth:`take_lead`."""
         site = self.site
         if site.group_id is None:
@@ -192,12 +197,21 @@ class Roles:
                 reason="primary",
             )
 
-    def _take_lead(self, alone: bool, links: list[Link]) -> int:
+        if point.different is not None and point.succession is None and not force:
+            raise Refused(
+                f"group {site.name!r}: {words_of_difference(point.different)}. If this site leads, its content is the "
+                f"one that counts, and what others hold there is lost at the next repair. Let its primary repair it "
+                f"first (`pyrepl verify {site.name}` there), let another secondary lead, or repeat it with force",
+                reason="different",
+                **msgspec.structs.asdict(point.different),
+            )
+
+    def _take_lead(self, alone: bool, links: list[Link], force: bool) -> int:
         site = self.site
         if site.role != SECONDARY:
             raise Refused(f"group {site.name!r} is a primary here already", reason="role")
         site.applier.finish()
-        self.check_lead(site.here, alone=alone)
+        self.check_lead(site.here, alone=alone, force=force)
         site.delay.end()
         if not site.here.consistent:
             site.protective.go_back()  # rule protect_return: durable with the role
@@ -217,6 +231,9 @@ class Roles:
         site.role = PRIMARY
         if site.fed_by is not None:
             site.remember(site.fed_by)
+            if here.different is not None:  # each differs from the other
+                site.remembered[site.fed_by].ledger.judge(here.different)
+        here.different = site.end.different = None
         site.fed_by, site.above = None, []
         for link in links:
             link.begin()
@@ -371,3 +388,10 @@ class Roles:
         self.site.fed_by, self.site.above, self.site.turns_there = node, above, turns
         self._forget_successor()
         self.site.checkpoint()
+
+
+def words_of_difference(found: FoundDifferent) -> str:
+    """What a verification found different at a secondary, as a sentence without its full stop."""
+    when = datetime.fromtimestamp(found.time).astimezone().isoformat(sep=" ", timespec="seconds")
+    return (f"what is here differs from what its primary had in {found.bytes // 1024} KiB, as the verification at LSN "
+            f"{found.lsn} found at {when}, and was not repaired")

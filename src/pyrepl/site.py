@@ -502,6 +502,7 @@ class Site:
             delay=self.delay.seconds,
             protective=self.protective.snapshot,
             waived=here.waived,
+            different=here.different,
             above=self.above,
             turns=self.turns,
             turns_there=self.turns_there,

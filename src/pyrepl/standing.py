@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pyrepl.roles import PRIMARY
 from pyrepl.views import PROTECTIVE
 
@@ -30,6 +32,7 @@ def standing(site: Site) -> dict[str, Any]:
         "consistent": site.end.consistent,
         "protective": site.protective.status(),
         "waived": site.end.waived,
+        "found_different": msgspec.structs.asdict(site.end.different) if site.end.different is not None else None,
         "handed_over": site.end.handed_over,
         "successor": site.successor or None,
         "yields": site.end.yields,

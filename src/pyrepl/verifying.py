@@ -22,7 +22,7 @@ from pyrepl import operations
 from pyrepl._core.regions import RegionMap
 from pyrepl.attachment import LATER
 from pyrepl.errors import PyreplError, WaitTimeout
-from pyrepl.ledger import FoundDifferent
+from pyrepl.items import FoundDifferent
 from pyrepl.probes import Asked, Probing
 from pyrepl.protocol.messages import DIGEST, MOST_PROBED
 from pyrepl.results import TELL_EVERY
@@ -363,7 +363,7 @@ def _remember(
             if (known is not None and (known.lsn, known.bytes) == (lsn, size)) or not (size or is_all):
                 continue  # it is known already, or there is no word on it
             if is_all or known is None or size > known.bytes:
-                link.ledger.found_different = FoundDifferent(lsn, time.time(), size) if size else None
+                link.ledger.judge(FoundDifferent(lsn, time.time(), size) if size else None)
                 changed = attachment if link.ledger.found_different != known else changed
     if changed is not None:
         changed._keep("verifying")

@@ -330,18 +330,19 @@ def test_it_leads_with_force(two: Two) -> None:
 
 
 def test_another_secondary_may_take_its_place(two: Two) -> None:
-    """Stepping down is refused only if no secondary is free of it; a link that is removed takes its word along."""
+    """Stepping down is refused only if no secondary is free of it. A link that is removed takes its word along, and the
+    secondary tells it to the next, which copies nothing that is not known to differ."""
     two.group.volume("data").write(0, os.urandom(SIZE))
     plant(two, "data", 0)
     two.verify(repair=False)
+    known = found(two)
     with pytest.raises(Refused, match="verification"):
         two.group.demote(timeout=60)
+    await_told(two)
     two.group.remove_link("paris")
     two.link = two.group.add_link("paris", "{}:{}".format(*two.address))
     two.link.wait_synced(timeout=60)
-    assert found(two) is None
-    two.verify(repair=False)
-    assert found(two) is not None
+    assert found(two) == known
     with pyrepl.Node.open(two.path / "c", create=True) as third:
         far = third.create_group("db", str(two.path / "c.journal"), journal_size=64 << 20, role="secondary")
         for volume in two.group.volumes:
@@ -349,3 +350,70 @@ def test_another_secondary_may_take_its_place(two: Two) -> None:
         two.group.add_link("rome", "{}:{}".format(*third.listen("127.0.0.1", 0))).wait_synced(timeout=60)
         two.group.demote(timeout=60)
     assert two.group.role == "secondary"
+
+
+def await_told(two: Two, *, found_there: bool = True) -> dict[str, Any] | None:
+    """The secondary hears of it a moment later; what it says of itself."""
+    end = time.monotonic() + 20
+    while ((told := two.b.group("db").status()["found_different"]) is not None) != found_there:
+        assert time.monotonic() < end, told
+        time.sleep(0.01)
+    return told  # type: ignore[no-any-return]
+
+
+def test_the_secondary_knows_it_and_does_not_take_over_unasked(two: Two) -> None:
+    """Its primary is gone, and it knows by itself, over a restart, until it is told otherwise."""
+    two.group.volume("data").write(0, os.urandom(SIZE))
+    plant(two, "data", 3 * REGION)
+    assert two.b.group("db").status()["found_different"] is None
+    lsn = two.verify(repair=False)["lsn"]
+    told = await_told(two)
+    assert told == two.link.status()["found_different"] and (told["lsn"], told["bytes"]) == (lsn, REGION)
+    two.stop_far()
+    two.start_far()
+    far = two.b.group("db")
+    assert far.status()["found_different"] == told
+    two.a.close()
+    for lead in (far.takeover, lambda: far.takeover(dry_run=True), lambda: far.promote(alone=True)):
+        with pytest.raises(Refused, match=f"in 64 KiB, as the verification at LSN {lsn} found at 20") as caught:
+            lead()
+        assert caught.value.reason == "different" and {key: caught.value.context[key] for key in told} == told
+        assert far.role == "secondary"
+    assert far.takeover(dry_run=True, force=True) >= lsn and far.role == "secondary"
+    far.takeover(force=True)
+    assert far.role == "primary" and far.status()["found_different"] is None
+    two.a = pyrepl.Node.open(two.path / "a")
+    old = two.a.group("db")
+    if old.role == "primary":
+        old.demote(force=True)
+    link = far.add_link("berlin", "{}:{}".format(*two.a.listen("127.0.0.1", lasting_port())))
+    link.wait_synced(timeout=60)
+    assert link.status()["found_different"] == told, "each differs from the other"
+
+
+def test_it_is_promoted_only_with_force(two: Two) -> None:
+    two.group.volume("data").write(0, bytes(SIZE))
+    plant(two, "data", 3 * REGION)
+    two.verify(repair=False)
+    await_told(two)
+    two.group.demote(timeout=60, force=True)
+    far = two.b.group("db")
+    assert far.status()["handed_over"]
+    with pytest.raises(Refused, match="found at") as caught:
+        far.promote()
+    assert caught.value.reason == "different"
+    far.promote(force=True)
+    assert far.role == "primary"
+
+
+def test_the_secondary_hears_that_it_was_repaired(two: Two) -> None:
+    two.group.volume("data").write(0, os.urandom(SIZE))
+    plant(two, "data", 3 * REGION)
+    two.verify(repair=False)
+    await_told(two)
+    assert two.verify()["state"] == "repaired"
+    await_told(two, found_there=False)
+    assert two.equal()
+    two.a.close()
+    two.b.group("db").takeover()
+    assert two.b.group("db").role == "primary"

@@ -38,7 +38,7 @@ def test_sites_swap(berlin, paris, pair):
 def test_a_second_primary_beside_one_that_is_connected_wants_force(berlin, paris, pair):
     told = paris.fails(errors.UsageError.exit_status, "promote", pair, "--alone")
     assert "its primary is connected, leads, and feeds this site" in told and "split brain" in told and "with force" in told
-    assert "--force goes with --alone" in paris.fails(errors.UsageError.exit_status, "promote", pair, "--force")
+    assert "its primary has not stepped down" in paris.fails(errors.Refused.exit_status, "promote", pair, "--force")
     assert (role(berlin, pair), role(paris, pair)) == ("primary", "secondary")
     berlin.ok("volume", "write", f"{pair}/data", input=b"from berlin")
     berlin.ok("wait", pair, "synced", "--timeout", "60")

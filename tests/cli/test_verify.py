@@ -116,6 +116,35 @@ def is_told(berlin, group: str) -> int:
     return int(different.lsn)
 
 
+def test_the_secondary_says_so_and_wants_force_to_lead(berlin, paris, written) -> None:
+    """It knows by itself: its primary may be gone when somebody looks."""
+    flip(device(paris, written), 5 * REGION + 1000)
+    assert berlin("verify", written, "--no-repair").returncode == 1
+    end = time.monotonic() + 30
+    while (found := paris.json(output.GroupShow, "group", "show", written).group.found_different) is None:
+        assert time.monotonic() < end, "it is not told"
+    assert found == berlin.json(output.GroupShow, "group", "show", written).group.links[0].found_different
+    assert berlin.json(output.GroupShow, "group", "show", written).group.found_different is None
+    words = f"64 KiB found different at LSN {found.lsn}, not repaired"
+    first, *details = paris.ok("status", written).splitlines()
+    assert f"consistent, {words}" in first and any(
+        f"{words}, " in line and f"`pyrepl verify {written}` at its primary repairs that" in line for line in details)
+    checked = paris("status", written, "--check")
+    assert checked.returncode == 1 and checked.stdout.startswith(f"WARNING: {written} {words}")
+    berlin.ok("link", "pause", f"{written}/paris")
+    while paris.json(output.GroupShow, "group", "show", written).group.primary_connected:
+        assert time.monotonic() < end, "it hears that its primary is gone"
+    year = time.strftime("%Y", time.localtime(found.time))
+    told = paris.fails(5, "promote", written, "--alone")
+    assert f"in 64 KiB, as the verification at LSN {found.lsn} found at {year}-" in told and "repeat it with force" in told
+    told = paris.fails(2, "takeover", written)
+    assert f"{words} ({year}-" in told and "and the content of this site counts then" in told and "would go on from LSN" in told
+    assert paris.json(output.GroupShow, "group", "show", written).group.role == "secondary"
+    paris.ok("takeover", written, "--force")
+    after = paris.json(output.GroupShow, "group", "show", written).group
+    assert (after.role, after.found_different) == ("primary", None)
+
+
 def test_it_is_a_comparison_of_the_devices(berlin, paris, written) -> None:
     """It is the primary's device that was damaged: the secondary differs all the same, and is made equal to it."""
     flip(device(berlin, written), 0)

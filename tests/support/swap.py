@@ -91,7 +91,7 @@ class SwapPair(Pair):
         lsn = self.lsn
         self.step_down(self.a)
         self.tell()
-        self.b.roles.take_lead(alone=False)
+        self.b.roles.take_lead(alone=False, force=True)
         self.exchange()
         self.lead()
         assert self.lsn == lsn
@@ -113,7 +113,7 @@ class SwapPair(Pair):
         """The primary is gone; it comes back as it is, or after a power loss, and is demoted."""
         self.cut()
         self.gone_back += not self.b.end.consistent
-        self.b.roles.take_lead(alone=True)
+        self.b.roles.take_lead(alone=True, force=True)
         self.exchange()
         self.lead()
         if crash:

@@ -55,6 +55,8 @@ def lines(status: dict[str, Any], paint: Paint = plain, *, width: int = 0) -> li
         kept = status.get("protective")
         if kept and not status["consistent"]:
             steady += f" (a takeover goes back to LSN {kept['lsn']})"
+        if status.get("found_different"):
+            steady += ", " + paint(found_different(status["found_different"]), "bad")
         standing += _delayed(status.get("delay"), paint)
         led = "".join(", " + paint(split_brain(status, one), "bad") for one in parted) or _led(status, paint)
         first = f"{name}  {role}  {steady}{led}{standing}, at LSN {status['lsn']['applied']} ({journal})"
@@ -212,6 +214,9 @@ def detail(status: dict[str, Any]) -> list[str]:
         found.append(f"  protected  {kept['stores']} store(s) as of LSN {kept['lsn']}, until it is consistent again")
     if status.get("waived") and not status["consistent"]:
         found.append("  protected  none, by command: it cannot take over before it is consistent again")
+    if different := status.get("found_different"):
+        found.append(f"  different  {found_different(different)}{_ago(different['time'])}: `pyrepl verify "
+                     f"{status['group']}` at its primary repairs that; until then it leads only with --force")
     for trial in status.get("trials") or ():
         held = f"{trial['exports']} exports" + (f", failed: {trial['error']}" if trial["error"] else "")
         found.append(f"  trial      as of LSN {trial['lsn']}, {human(trial['space'])}, {held}")

@@ -58,6 +58,8 @@ def judge(groups: list[dict[str, Any]], limits: Limits) -> Verdict:
             found.append((CRITICAL, f"{name} inactive: {', '.join(group['asking'])} did not answer who leads"))
         if group["role"] != "primary" and not group["consistent"]:
             found.append((WARNING, f"{name} inconsistent"))
+        if group.get("found_different"):
+            found.append((WARNING, f"{name} {found_different(group['found_different'])}"))
         if group.get("primary_connected") is False and group["group_id"] is not None:
             found.append((WARNING, f"{name} is a secondary, and no primary is connected"))
         for link in group["links"]:

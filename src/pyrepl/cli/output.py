@@ -222,6 +222,7 @@ class Group(Part):
     consistent: bool | None
     protective: Protective | None
     waived: bool | None
+    found_different: FoundDifferent | None
     handed_over: bool | None
     successor: str | None
     yields: bool | None

@@ -16,6 +16,7 @@ def group(status: dict[str, Any]) -> output.Group:
         status,
         name=status["group"],
         protective=output.pick(output.Protective, status["protective"]) if status.get("protective") else None,
+        found_different=_different(status),
         last_refusal=status.get("last_refusal") or None,
         last_refusal_time=status.get("last_refusal_time"),
         lsn=output.pick(output.Positions, lsn) if lsn else None,
@@ -42,13 +43,18 @@ def link_entry(group: str, status: dict[str, Any]) -> output.LinkEntry:
 
 
 def _parts(status: dict[str, Any]) -> dict[str, Any]:
-    different = status.get("found_different")
     return {
-        "found_different": output.pick(output.FoundDifferent, different) if different else None,
+        "found_different": _different(status),
         "bytes_sent": output.pick(output.BytesSent, status["bytes_sent"]),
         "reason": status["reason"] or None,
         "last_error": status["last_error"] or None,
     }
+
+
+def _different(status: dict[str, Any]) -> output.FoundDifferent | None:
+    """Of a link, what was found at its secondary; of a group, what was found here."""
+    found = status.get("found_different")
+    return output.pick(output.FoundDifferent, found) if found else None
 
 
 def verified(name: str, one: dict[str, Any], region: int) -> output.VerifiedLink:

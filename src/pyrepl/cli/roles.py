@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -49,7 +50,8 @@ def demote(node: RemoteNode, group: str, timeout: float, force: bool, as_json: b
 @click.command()
 @click.argument("group", type=GROUP)
 @click.option("--alone", is_flag=True, help="Although its primary has not stepped down, as far as is known here.")
-@click.option("--force", is_flag=True, help="With --alone, although that primary is connected: there are two then.")
+@click.option("--force", is_flag=True,
+              help="Although its copy was found different; with --alone, although that primary is connected, too.")
 @json_option
 @asks_daemon
 def promote(node: RemoteNode, group: str, alone: bool, force: bool, as_json: bool) -> None:
@@ -57,15 +59,15 @@ def promote(node: RemoteNode, group: str, alone: bool, force: bool, as_json: boo
 
     With --alone the primary is not asked. If it writes on, both histories part, and one of them will be lost: while it
     is connected and leads, that wants --force (to swap the two, migrate the group at the primary). --alone is also for
-    a primary that was started again and waits for its peers to say that no other site leads.
+    a primary that was started again and waits for its peers to say that no other site leads. Where a verification has
+    found the copy here different, and did not repair it (see "status"), that wants --force, too: its content counts
+    then.
 
     \b
     Example:
       pyrepl promote db
       pyrepl link add db/berlin berlin.example:7788
     """
-    if force and not alone:
-        raise click.UsageError("--force goes with --alone")
     _tell(group, "primary", node.group(group).promote(alone=alone, force=force), as_json=as_json)
 
 
@@ -78,21 +80,26 @@ def takeover(node: RemoteNode, group: str, force: bool, as_json: bool) -> None:
     """A secondary becomes primary because its primary is gone.
 
     What the primary had written and not sent is lost, unless the link was in mode sync and in sync. A secondary that
-    is being resynchronized goes back to its protective snapshot (see "status"): what came after that is lost too. The
-    primary must not write on: when it comes back, demote it there, and add a link to it here.
+    is being resynchronized goes back to its protective snapshot (see "status"): what came after that is lost too. What
+    a verification has found different here, and did not repair, is told as well: the content of this site counts then.
+    The primary must not write on: when it comes back, demote it there, and add a link to it here.
 
     \b
     Example:
       pyrepl takeover db --force
     """
     found = node.group(group)
-    lsn = found.takeover(dry_run=True)  # what makes it impossible comes before what it costs
+    lsn = found.takeover(dry_run=True, force=True)  # what makes it impossible comes before what it costs
     status = found.status()
     back = status.get("protective") and not status["consistent"]
     which = ", its protective snapshot, for it is being resynchronized" if back else ""
     loss = f"group {group} would go on from LSN {lsn}{which}: what its primary wrote after that is lost"
+    if different := status.get("found_different"):
+        at = datetime.fromtimestamp(different["time"]).astimezone().isoformat(sep=" ", timespec="seconds")
+        loss += (f"; and what is here is not what its primary had: {found_different(different)} ({at}), and the "
+                 f"content of this site counts then")
     destroys(loss, force=force)
-    _tell(group, "primary", found.takeover(), as_json=as_json)
+    _tell(group, "primary", found.takeover(force=force), as_json=as_json)
 
 
 @click.command()

@@ -215,6 +215,7 @@ def _changes(group: dict[str, Any]) -> list[tuple[str, tuple[Any, ...], str]]:
     """For each line: whose it is, the words of which a change counts, and the line."""
     parted = group.get("split_brain") or []
     own = (group.get("role"), group["state"], group["error"], group.get("consistent"), group.get("primary_connected"),
+           (group.get("found_different") or {}).get("lsn"),
            *((one["node"], one["fork_lsn"]) for one in parted if one["link"] is None))
     links = group["links"] if group["state"] == "active" and group.get("role") == "primary" else []
     if not links:

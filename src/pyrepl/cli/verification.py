@@ -35,9 +35,9 @@ def verify(
 
     Each site digests what its stores show as of one point of the order (XXH3-128), so writes go on meanwhile and are
     never taken for a difference. Only digests cross the link, and the regions that differ, which are repaired at the
-    secondary, unless --no-repair is given: then "status" shows what was found, and "migrate" to that secondary wants
-    --force, until a verification finds it equal or repairs it. What a link has still to copy is left out, and counted.
-    A link that is not connected for 10 s, or on which nothing moves for
+    secondary, unless --no-repair is given: then "status" shows what was found, at both sites, and the secondary leads
+    only with --force ("migrate", "promote", "takeover"), until a verification finds it equal or repairs it. What a link
+    has still to copy is left out, and counted. A link that is not connected for 10 s, or on which nothing moves for
     30 s, has failed. When the command is interrupted the comparison ends; a repair that has begun goes on.
 
     \b

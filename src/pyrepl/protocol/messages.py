@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from pyrepl._core import layout
 from pyrepl.errors import ProtocolError
-from pyrepl.items import MOST_REFUSALS, Refusal, StoreInfo, Tail
+from pyrepl.items import MOST_REFUSALS, FoundDifferent, Refusal, StoreInfo, Tail
 
 MOST_GENERATIONS = 1024
 MOST_PATH = 16  # sites above one that is fed
@@ -100,6 +100,7 @@ class Welcome(Message, frozen=True):
     refusals: Annotated[list[Refusal], Meta(max_length=MOST_REFUSALS)] = []  # since it was last consistent
     turns: Count = 0  # how often another node has come to feed it in place of the one before
     tail: Tail | None = None  # it was the primary: what it had changed since what the one who asks had acknowledged
+    different: FoundDifferent | None = None  # what a primary has told it of itself
 
 
 class Refuse(Message, frozen=True):

@@ -372,9 +372,10 @@ class RemoteGroup:
         """That secondary becomes primary."""
         return self.channel.call(requests.GroupPromote(group=self.name, alone=alone, force=force))[0]
 
-    def takeover(self, *, dry_run: bool = False) -> int:
-        """That secondary becomes primary because the primary is gone; ``dry_run``: only whether it may."""
-        return self.channel.call(requests.GroupTakeover(group=self.name, dry_run=dry_run))[0]
+    def takeover(self, *, dry_run: bool = False, force: bool = False) -> int:
+        """That secondary becomes primary because the primary is gone; ``dry_run``: only whether it may; ``force``:
+        although what it holds was found different."""
+        return self.channel.call(requests.GroupTakeover(group=self.name, dry_run=dry_run, force=force))[0]
 
     def migrate(
         self, link: RemoteLink | str, *, timeout: float | None = 30.0, back: str | None = None, force: bool = False

@@ -569,10 +569,12 @@ class GroupPromote(Request[int], frozen=True, kw_only=True, tag="group.promote")
 
 class GroupTakeover(Request[int], frozen=True, kw_only=True, tag="group.takeover"):
     """A secondary becomes primary because the primary is gone; the LSN after which its generation begins.
-    ``dry_run``: only whether it may; the LSN from which it would go on."""
+    ``dry_run``: only whether it may; the LSN from which it would go on. ``force``: although what it holds was found
+    different."""
 
     group: Name
     dry_run: bool = False
+    force: bool = False
 
 
 class GroupMigrate(Waits[int], frozen=True, kw_only=True, tag="group.migrate"):

@@ -274,7 +274,7 @@ def group_promote(call: Call, request: requests.GroupPromote) -> int:
 
 
 def group_takeover(call: Call, request: requests.GroupTakeover) -> int:
-    return call.node.group(request.group).takeover(dry_run=request.dry_run)
+    return call.node.group(request.group).takeover(dry_run=request.dry_run, force=request.force)
 
 
 def group_migrate(call: Call, request: requests.GroupMigrate) -> int:
