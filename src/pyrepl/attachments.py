@@ -192,10 +192,11 @@ class Attachments:
         """What has become of the operation at an LSN, at each link's secondary: "performed", "refused" or "pending".
         Second argument: links that are known to have refused it, which a link's status forgets sooner."""
         links = self.status() if self._group.role == PRIMARY else []
-        refused = {link["name"]: {one["lsn"] for one in link["refused"]} for link in links}
+        with self._group.site.guard:
+            refused = {link.name: set(link.refused_lsns) for link in list(self._group.site.links.values())}
 
         def state(link: dict[str, Any], lsn: int, known: Collection[str]) -> str:
-            if lsn in refused[link["name"]] or link["name"] in known:
+            if lsn in refused.get(link["name"], ()) or link["name"] in known:
                 return "refused"
             return "performed" if link["applied_lsn"] >= lsn else "pending"
 

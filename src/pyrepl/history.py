@@ -256,6 +256,27 @@ class History:
                                memoryview(record)[layout.BLOCK :][: head.payload_length], operation))
         return found
 
+    def outcomes(self) -> dict[int, list[operations.Outcome]]:
+        """By LSN: what came of the plug-ins of an operation, as far as the log still tells: by the note of who decided
+        it, or by the item with which that was told here."""
+        found = dict[int, list[operations.Outcome]]()
+        for segment in self.segments:
+            for position, record in self._scan(segment.position, segment.chain, segment.end - segment.position)[0]:
+                if not self._begin <= position < segment.end:
+                    continue
+                local = batch.local(record)
+                if local.kind == layout.RECORD_NOTE:
+                    if local.note == notes.PERFORMED:
+                        body = bytes(record[layout.LOCAL_SIZE : layout.LOCAL_SIZE + local.body_length])
+                        performed = notes.decode_performed(body)
+                        if performed.outcomes:
+                            found[performed.lsn] = performed.outcomes
+                elif batch.head(memoryview(record)[layout.LOCAL_SIZE :]).kind == layout.BATCH_ITEM:
+                    item = items.decode(_body(record))
+                    if isinstance(item, items.Decided):
+                        found[item.lsn] = item.outcomes
+        return found
+
     def batches_back(self) -> Iterator[Batch]:
         """All batches, the last one first, as far back as they still stand."""
         for segment in reversed(self.segments):

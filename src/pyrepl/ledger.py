@@ -23,7 +23,7 @@ from pyrepl._core.regions import RegionMap
 from pyrepl.catalog import Catalog, Store
 from pyrepl.divergence import Divergence
 from pyrepl.errors import check
-from pyrepl.items import FoundDifferent
+from pyrepl.items import FoundDifferent, Refusal
 from pyrepl.knowledge import Knowledge, Passed, Performed, Piece, Skipped, kept_operation, moves, passed
 from pyrepl.options import LinkOptions
 from pyrepl.since import Since, SinceRecord
@@ -65,6 +65,8 @@ class LinkRecord(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     since: SinceRecord | None = None
     found_different: FoundDifferent | None = None
     judged: bool = False
+    refused: list[Refusal] = []
+    refused_lsns: list[int] = []
 
 
 class Verdict(NamedTuple):
@@ -497,7 +499,8 @@ class Ledger:
         """Whether something waits for a checkpoint, or much would be copied again without one."""
         return self._copied_unsaved >= SAVE_EVERY or bool(self.heir) or self.is_awaited
 
-    def save(self, *, name: str, address: str, mode: str, options: LinkOptions, paused: bool) -> bytes:
+    def save(self, *, name: str, address: str, mode: str, options: LinkOptions, paused: bool,
+             refused: Iterable[Refusal] = (), refused_lsns: Iterable[int] = ()) -> bytes:
         """What a checkpoint holds of a link with this ledger; :meth:`saved` says when it is durable."""
         self._copied_unsaved = 0
         self._captured, self._captured_position = self._fold, self.position
@@ -538,6 +541,8 @@ class Ledger:
                 since=since,
                 found_different=self.found_different,
                 judged=self.judged,
+                refused=list(refused),
+                refused_lsns=list(refused_lsns),
             )
         )
 

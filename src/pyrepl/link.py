@@ -81,6 +81,7 @@ MOST_LOT = 1 << 20  # bytes of the log that go out by one call, if one batch doe
 MOST_COPIES = 16 << 20  # bytes of copied regions sent and not acknowledged: what an event waits for behind them
 HELD_UP = ("space", "state")  # why a secondary ends the connection: it cannot take now what was sent
 MOST_REFUSED = 16  # refused operations that are named in the status, the newest
+MOST_LISTED = 1024  # refused operations of which it is known that they were, the newest
 KINDS = ("events", "operations", "copied", "items", "control")
 
 
@@ -223,6 +224,7 @@ class Link:
         self.answered = False  # since the start: the secondary goes on from this site's history
         self._handover = 0  # number of the item that told it
         self.refused: deque[Refusal] = deque(maxlen=MOST_REFUSED)
+        self.refused_lsns: deque[int] = deque(maxlen=MOST_LISTED)  # all of them, for the list of operations
         self._unresolved = 0  # operations in flight of which it is not known yet whether they were refused
         self.probing: Probing | None = None  # a verification that is under way
         self._forget = 0  # LSN of one that is over, to be said
@@ -286,6 +288,8 @@ class Link:
         self.void()
         self.flight.clear()
         self.flight_bytes = self._copies_bytes = self._unresolved = 0
+        self.refused.clear()  # LSNs may come again
+        self.refused_lsns.clear()
         self.ledger.begin_again(reason)
         self.ahead = self.base
         self.end_probing()
@@ -309,7 +313,8 @@ class Link:
         if not self.ledger.begun:
             self.begin()
         return self.ledger.save(
-            name=self.name, address=self.address, mode=self.mode, options=self.options, paused=self.paused)
+            name=self.name, address=self.address, mode=self.mode, options=self.options, paused=self.paused,
+            refused=self.refused, refused_lsns=self.refused_lsns)
 
     def saved(self, checkpoint: int) -> None:
         """The checkpoint that :meth:`save` was last called for is durable."""
@@ -329,6 +334,8 @@ class Link:
         record = msgspec.msgpack.decode(data, type=LinkRecord)
         link = cls(site, record.name, address=record.address, mode=record.mode, options=record.options, guard=guard)
         link.paused = record.paused
+        link.refused.extend(record.refused)
+        link.refused_lsns.extend(record.refused_lsns)
         link.ledger = Ledger.restore(site, record)
         link.ahead = link.base
         return link
@@ -1020,5 +1027,7 @@ class Link:
         for refusal in refusals:
             if refusal not in self.refused:
                 self.refused.append(refusal)
+            if refusal.lsn not in self.refused_lsns:
+                self.refused_lsns.append(refusal.lsn)
             self.site.refused_at(self.name, refusal.lsn)
             self.ledger.resync_reason = f"the operation at LSN {refusal.lsn} was not performed there: {refusal.reason}"

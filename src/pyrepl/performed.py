@@ -1,7 +1,8 @@
 """The operations of a group as they are listed: what was performed, when, from what, and what came of it elsewhere.
 
 Decides how an operation is told. Those since the group was opened are the applier's results, with figures; the earlier
-ones are read from the journal, which knows what and when, and no figures. Must not know how operations are admitted.
+ones are read from the journal, which knows what, when, and what came of plug-ins, and no figures. Must not know how
+operations are admitted.
 """
 
 from __future__ import annotations
@@ -60,10 +61,11 @@ def written_down(group: Group) -> list[dict[str, Any]]:
     site, found = group.site, list[dict[str, Any]]()
 
     history = History.find(site.journal, site.write_out)
-    outcomes = group.attachments.outcomes()
+    secondaries = group.attachments.outcomes()
     present = {entry.id: entry.name for entry in group.entries()}
     names = {entry.id: entry.name for entry in site.end.catalog}
     held = [(one, one.operation) for one in history.batches_back() if one.operation is not None]
+    outcomes = history.outcomes() if any(operations.works(operation) for _, operation in held) else {}
     for _, operation in held:
         made = Catalog()
         with suppress(PyreplError, LookupError):  # it changes a store that is not here: it made none
@@ -72,6 +74,8 @@ def written_down(group: Group) -> list[dict[str, Any]]:
     for one, operation in reversed(held):
         effects = operation.effects(group.region_size)
         created = {effect.store for effect in effects if isinstance(effect, Created)}
+        came = outcomes.get(one.first_lsn, [])
+        of = came[0] if came and isinstance(operations.plain(operation), operations.Perform) else operations.Outcome()
         found.append({
             "lsn": one.first_lsn,
             "kind": operation.kind,
@@ -80,10 +84,10 @@ def written_down(group: Group) -> list[dict[str, Any]]:
             "arguments": operations.arguments(operations.plain(operation), names),
             "bytes_changed": None,
             "bytes_avoided": None,
-            "secondaries": outcomes(one.first_lsn),
+            "secondaries": secondaries(one.first_lsn),
             "refused": None,
-            "digest": None,
-            "failed": None,
+            "digest": of.said.hex() or None,
+            "failed": of.failed or None,
             "created": [name for store, name in present.items() if store in created],
             "members": [],
             "verified": None,

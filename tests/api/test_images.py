@@ -355,3 +355,30 @@ def test_what_a_secondary_refused_is_not_avoided_there(two, tmp_path, content):
     for told in group.operations()[-20:]:
         assert told["secondaries"] == {"paris": "refused"} and told["bytes_avoided"] == 0
     assert group.status()["bytes_avoided"] - begun == snapshot.bytes_avoided + SIZE
+
+
+def test_what_a_secondary_refused_is_listed_after_a_restart(two, tmp_path, content):
+    """More of them than the link remembers with reasons, connected or not."""
+    group, data, _ = two
+    (tmp_path / "near.img").write_bytes(content)
+    group.add_image("golden", tmp_path / "near.img")
+    before = data.snapshot("s").result.lsn
+    refused = [data.restore("golden", extent=(0, REGION)).lsn for _ in range(20)]
+    group.link("paris").wait_synced(WAIT)
+    reasons = group.link("paris").status()["refused"]
+    group.link("paris").pause()
+    assert len(reasons) == 16 and reasons[-1]["lsn"] == refused[-1]
+    wanted = {lsn: {"paris": "refused"} for lsn in refused}
+    node = pyrepl.Node.open(tmp_path / "again", create=True)
+    group.close()
+    try:
+        again = node.import_group(tmp_path / "near-journal", force=True)
+        assert again.operations() == [] and again.link("paris").status()["refused"] == reasons
+        listed = {one["lsn"]: one["secondaries"] for one in again.operations(earlier=True)}
+        assert {lsn: listed[lsn] for lsn in refused} == wanted and listed[before] == {"paris": "pending"}, "it is not asked"
+        again.link("paris").resume()
+        again.link("paris").wait_synced(WAIT)
+        listed = {one["lsn"]: one["secondaries"] for one in again.operations(earlier=True)}
+        assert {lsn: listed[lsn] for lsn in refused} == wanted and listed[before] == {"paris": "performed"}
+    finally:
+        node.close()

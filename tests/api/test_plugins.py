@@ -384,3 +384,24 @@ def test_what_is_refused_at_admission(two: Two) -> None:
             ops.perform(cases.Invert(f"v{number}", 0, 1))
     two.link.wait_synced(60)
     assert {member.failed for member in ops.result.members} == {""}
+
+
+def test_what_came_of_them_outlives_a_restart_of_either_site(two: Two) -> None:
+    """As long as they are listed: a digest, and why one has failed."""
+    two.group.volume("data").write(0, os.urandom(SIZE))
+    told = two.group.perform(cases.Probe("data"))
+    failed = two.group.perform(cases.Fails("data", "raise"))
+    failed.wait("paris", 60)
+    same(two)
+    assert told.digest and failed.failed == "ValueError: a bad day"
+    wanted = {told.lsn: (told.digest.hex(), None), failed.lsn: (None, failed.failed)}
+    two.stop_far()
+    two.start_far()
+    two.a.close()
+    two.a = pyrepl.Node.open(two.path / "a")
+    two.group = two.a.group("db")
+    two.link = two.group.link("paris")
+    for site in (two.group, far(two)):
+        assert [one for one in site.operations() if one["lsn"] in wanted] == []
+        found = {one["lsn"]: (one["digest"], one["failed"]) for one in site.operations(earlier=True) if one["kind"] == "perform"}
+        assert found == wanted
