@@ -2,7 +2,7 @@
 
     node.json        identity, groups and exports (NodeConfig); replaced in one piece, durable before it is relied on
     lock             held while a process has the node open
-    groups/NAME/     files of stores that were given no device
+    groups/NAME/     files of stores that were given no device, what came of hooks (``runtime.hooks``)
     jobs             what was given to its daemons, and what came of it (``service.job_file``)
 
 Decides what the file says and who may have the folder. Must not know what a group is.

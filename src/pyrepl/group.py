@@ -97,7 +97,7 @@ class Group:
             site.roles.asked = self.succession.begin
             site.roles.feeding = lambda: next((feed.link for feed in self.feeds(site) if feed.is_open), "")
             self.attachments.enter_site(site)
-            self._hooks = site.gate = Hooks(site, hooks, emit)  # before the applier begins, too
+            self._hooks = site.gate = Hooks(site, hooks, emit, placement.folder)  # before the applier begins, too
             plugins = site.plugins = InstalledPlugins()
             self._driver = Driver(site, self._failed)
             self._driver.after_step = self.attachments.judge_lags

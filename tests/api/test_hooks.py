@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -255,3 +256,54 @@ def test_a_change_of_role_passes_what_is_held(two: Two) -> None:
 def test_what_cannot_be_a_hook(two: Two, arguments: Any, options: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         two.group.on_mark(*arguments, **options)
+
+
+def test_what_came_of_them_outlives_a_restart(two: Two) -> None:
+    """Of the last 32 that are over; whatever stands in the file, and not of a group that had the name before."""
+    def fails(passing: pyrepl.Passing) -> None:
+        raise ValueError("a bad day")
+
+    two.group.on_mark("bad", fails)
+    two.group.on_mark("good", lambda passing: None, hold=True)
+    for number in range(20):
+        two.group.mark("bad" if number % 2 else "good")
+    until(lambda: len(runs(two.group, "done")) == 10 and len(runs(two.group, "failed")) == 10, "all have run")
+    before = two.group.status()["hooks"]
+    assert "a bad day" in before[-1]["text"]
+    two.a.close()
+    two.a = pyrepl.Node.open(two.path / "a")
+    two.group = two.a.group("db")
+    assert two.group.status()["hooks"] == before
+    two.link = two.group.link("paris")
+    two.link.wait_synced(timeout=60)
+    two.group.on_mark("good", lambda passing: None)
+    for _ in range(20):
+        two.group.mark("good")
+    until(lambda: len(runs(two.group)) == 32 and len(runs(two.group, "done")) == 26, "all have run")
+    assert two.group.status()["hooks"][:12] == before[8:]
+    last = two.group.status()["hooks"]
+    two.a.close()
+    file = two.path / "a" / "groups" / "db" / "stores" / "hooks"
+    whole = file.read_bytes()
+    journal = json.loads(whole)["journal"]
+    for data, wanted in ((whole, last), (whole[:-1], []), (b"", []), (whole.replace(journal.encode(), b"0" * 32), []),
+                         (whole.replace(b'"version":1', b'"version":2'), [])):
+        file.write_bytes(data)
+        two.a = pyrepl.Node.open(two.path / "a")
+        assert two.a.group("db").status()["hooks"] == wanted
+        two.a.close()
+    two.a = pyrepl.Node.open(two.path / "a")
+
+
+def test_a_hook_that_a_kill_interrupted_is_not_said_to_be_over(two: Two) -> None:
+    """Only what has ended is kept, as soon as it has."""
+    hook = Holding()
+    two.group.on_mark("noon", hook)
+    two.group.on_mark("later", lambda passing: None, hold=True)
+    two.group.mark("noon")
+    assert hook.begun.wait(30)
+    two.group.mark("later")
+    file = two.path / "a" / "groups" / "db" / "stores" / "hooks"
+    kept = json.loads(until(lambda: file.exists() and file.read_bytes(), "it is written"))
+    assert [(run["mark"], run["state"]) for run in kept["runs"]] == [("later", "done")]
+    hook.go.set()

@@ -8,6 +8,10 @@
 A program is run without a shell, in a session of its own, and killed when its time is over; a callable cannot be
 killed: nobody waits for it any more. Whatever came of it is in ``runs``, and is emitted. Decides when a hook is begun,
 given up and what is said of it. Must not know what a mark means.
+
+Those that are over outlive a restart, in a file of the group's folder, for people: it is replaced when a hook has
+ended, and nothing waits for the disk. One that cannot be read, or is of another journal, says nothing; one that cannot
+be written is as old as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +25,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from pyrepl.catalog import check_name
 from pyrepl.errors import UsageError
@@ -36,6 +43,8 @@ LONGEST = 300.0  # seconds
 MOST_RUNS = 32  # kept of a group
 MOST_QUEUED = 64  # hooks that hold nothing, waiting for their turn
 MOST_TEXT = 1024  # characters of what a program wrote
+NAME = "hooks"
+VERSION = 1
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -86,6 +95,26 @@ class Hook:
             raise UsageError(
                 f"the hook of mark {self.mark!r}: {words[0]!r}: give the whole path of the program, from / on",
                 program=words[0])
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is said of a hook that is over."""
+
+    mark: str
+    lsn: int
+    hold: bool
+    state: str
+    exit_status: int | None
+    seconds: float
+    text: str
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the file holds: the last that are over, oldest first, of the group with this journal (its uuid)."""
+
+    version: int = VERSION
+    journal: str
+    runs: list[Told]
 
 
 class _Run:
@@ -222,8 +251,12 @@ def _inherited() -> list[int]:
 class Hooks:
     """Those of one group; the gate of its site. ``set`` may be called at any time."""
 
-    def __init__(self, site: Site, hooks: Sequence[Hook], emit: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, site: Site, hooks: Sequence[Hook], emit: Callable[[dict[str, Any]], None], folder: Path) -> None:
         self._site = site
+        self._file = folder / NAME
+        self._journal = site.journal.superblock["journal"].hex()
+        self._writing = threading.Lock()
+        self._earlier = self._read()  # from before this start
         self._hooks = {hook.mark: hook for hook in hooks}
         self._emit = emit
         self.hurry: Callable[[], None] = lambda: None  # the applier is to look again
@@ -243,8 +276,8 @@ class Hooks:
         self._hooks = hooks
 
     def told(self) -> list[dict[str, Any]]:
-        """The last that were begun, oldest first."""
-        return [run.told() for run in list(self.runs)]
+        """The last that were begun, oldest first, those from before this start too."""
+        return [*self._earlier, *(run.told() for run in list(self.runs))][-MOST_RUNS:]
 
     def close(self) -> None:
         """No hook begins any more; what is held stays so, and one that runs is given up."""
@@ -254,6 +287,7 @@ class Hooks:
             self._wanted.notify()
         for run in [*queued, *list(self.runs)]:
             run.end("ended", "the group was closed")
+        self._keep()
 
     # ---- the gate: the applier's thread
 
@@ -310,10 +344,30 @@ class Hooks:
         state = self._site.window.state()
         return state.ring_used > state.ring_size // 2 or self._site.is_crowded()
 
+    def _read(self) -> list[dict[str, Any]]:
+        try:
+            kept = msgspec.json.decode(self._file.read_bytes(), type=Kept)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            return []
+        of_this = kept.version == VERSION and kept.journal == self._journal
+        return [msgspec.structs.asdict(run) for run in kept.runs] if of_this else []
+
+    def _keep(self) -> None:
+        over = [*self._earlier, *(run.told() for run in list(self.runs) if run.over.is_set())][-MOST_RUNS:]
+        if not over:
+            return
+        data = msgspec.json.encode({"version": VERSION, "journal": self._journal, "runs": over})
+        fresh = self._file.with_name(f"{NAME}.new")
+        with self._writing, suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_bytes(data)
+            os.replace(fresh, self._file)
+
     def _hold(self, run: _Run) -> None:
         run.begin()
         self._say(run)
         self.hurry()
+        self._keep()
 
     def _work(self) -> None:
         while True:
@@ -324,6 +378,7 @@ class Hooks:
                 run = self._queue.popleft()
             run.begin()
             self._say(run)
+            self._keep()
 
     def _end(self, run: _Run, state: str, text: str) -> None:
         if run.end(state, text) and not run.hook.hold:
