@@ -12,6 +12,7 @@ from pyrepl.items import FoundDifferent
 from pyrepl.ledger import Ledger, Verdict
 from pyrepl.link import Link
 from pyrepl.roles import PRIMARY, SECONDARY
+from tests.support.chain import Chain
 from tests.support.pair import REGION
 from tests.support.swap import SwapPair
 
@@ -193,6 +194,28 @@ def test_who_goes_back_to_a_protective_snapshot_takes_it_along(pair):
     assert one.gone_back == 1
     heal(one)
     assert one.link.ledger.found_different == one.b.end.different == SOME
+
+
+def test_a_secondary_of_a_secondary_is_not_told():
+    """It is of the two that were compared; and nothing of the last site is less for it."""
+    one = Chain(8)
+    try:
+        one.pair_up()
+        one.heal()
+        copied = one.hop.link.bytes_sent["copied"]
+        one.link.ledger.judge(SOME)
+        one.a.checkpoint()
+        for _ in range(20):
+            one.talk(one)
+            one.talk(one.hop)
+        assert one.b.end.different == SOME
+        one.heal()
+        one.write(1, 0, b"z" * 512)
+        one.heal()
+        assert one.b.end.different == SOME and one.c.end.different is None and one.c.end.consistent
+        assert one.hop.link.bytes_sent["copied"] == copied and one.hop.link.status()["synced"]
+    finally:
+        one.close()
 
 
 @pytest.mark.timeout(120)

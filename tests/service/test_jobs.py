@@ -249,6 +249,26 @@ def _emptied(reader: int) -> bool:
     return False
 
 
+def test_what_was_given_outlives_a_loss_of_power_a_moment_later(folder, monkeypatch) -> None:
+    """Numbers that are set aside do at once; and it is not for each command that the disk is flushed."""
+    synced: list[int] = []
+    real = os.fdatasync
+
+    def watch(fd: int) -> None:
+        real(fd)
+        synced.append((folder / "jobs").read_bytes().count(b'"given"'))
+
+    monkeypatch.setattr(os, "fdatasync", watch)
+    with jobs_in(folder) as jobs:
+        give(jobs, "one")
+        until(lambda: 1 in synced, "it is durable")
+        for number in range(2 * AHEAD):
+            give(jobs, str(number))
+            time.sleep(0.001)
+        until(lambda: 2 * AHEAD + 1 in synced, "all are")
+        assert len(synced) < AHEAD
+
+
 def test_what_stands_in_it(folder) -> None:
     """For its owner alone, and nothing of data: only how many bytes."""
     with jobs_in(folder) as jobs, jobs.track(USER, requests.GroupMark(group="db", name="m", message=b"secret"), 0):

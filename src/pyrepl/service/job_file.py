@@ -6,9 +6,10 @@
     ended     it is over, in whichever way
 
 One line of JSON each, appended by a thread of its own: whoever gives a command never waits for this disk. So what came
-in the last moment before a crash may be missing. Numbers are set aside a hundred at a time, before they are needed, so
-that none is given twice all the same. What a crash has torn at the end is left out; a file that is damaged otherwise is
-set aside as ``jobs.damaged``, and what of it can be read goes on. A file that has become long is written anew.
+in the last moment before a crash, or in the last second before a loss of power, may be missing. Numbers are set aside a
+hundred at a time, before they are needed, so that none is given twice all the same. What a crash has torn at the end is
+left out; a file that is damaged otherwise is set aside as ``jobs.damaged``, and what of it can be read goes on. A file
+that has become long is written anew.
 
 Decides the encoding, what of a file can be believed, and how long it may be. Must not know what commands are, nor which
 of them are kept (``jobs``).
@@ -19,6 +20,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +38,7 @@ MOST_LINES = 8000  # ... or has more lines
 MOST_ANEW = MOST // 2  # bytes that it has then, at most: the oldest jobs are left out
 MOST_READ = 64 << 20  # bytes: a longer file is none of this program's
 AHEAD = 100  # numbers that are set aside at a time
+SYNC_EVERY = 1.0  # seconds
 PATIENCE = 5.0  # seconds that start and end wait for what is to be written
 
 
@@ -103,6 +106,8 @@ class JobFile:
         self._waiting: list[Line] = []
         self._ending = False
         self._tried = threading.Event()  # to write it the first time
+        self._unsynced = False  # something of it may not outlive a loss of power
+        self._synced = 0.0  # when that was so last
         self._fd = -1  # of the file as it was written anew; -1: what stands there cannot be appended to
         self._length = self._lines = 0
         self._thread = threading.Thread(target=self._run, name="pyrepl-jobs", daemon=True)
@@ -169,11 +174,14 @@ class JobFile:
         said = ""
         while True:
             with self._ready:
-                self._ready.wait_for(lambda: self._waiting or self._ending)
+                until_sync = max(0.0, self._synced + SYNC_EVERY - time.monotonic()) if self._unsynced else None
+                self._ready.wait_for(lambda: self._waiting or self._ending, until_sync)
                 lines, self._waiting = self._waiting, []
                 ending = self._ending
             try:
-                self._write(lines)
+                if lines:
+                    self._write(lines)
+                self._sync(now=ending or any(isinstance(line, Numbers) for line in lines))
                 if said:
                     _log.info("jobs are kept over a restart again")
                 said = ""
@@ -188,16 +196,23 @@ class JobFile:
                 return
 
     def _write(self, lines: list[Line]) -> None:
-        """Appends these, or writes all anew if they cannot be; durable on return."""
+        """Appends these, or writes all anew if they cannot be."""
         encoded = [_encoder.encode(line) + b"\n" for line in lines]
         length = sum(map(len, encoded))
         if self._fd < 0 or self._length + length > MOST or self._lines + len(lines) > MOST_LINES:
             self._write_anew()  # with these: they are among what is kept
             return
+        self._unsynced = True
         _write_all(self._fd, b"".join(encoded))
-        os.fdatasync(self._fd)
         self._length += length
         self._lines += len(lines)
+
+    def _sync(self, *, now: bool) -> None:
+        """What was written outlives a loss of power: numbers that are set aside at once, the rest a moment later, for
+        the journals may be on the same disk."""
+        if self._unsynced and self._fd >= 0 and (now or time.monotonic() - self._synced >= SYNC_EVERY):
+            os.fdatasync(self._fd)
+            self._unsynced, self._synced = False, time.monotonic()
 
     def _write_anew(self) -> None:
         self._forget()
@@ -220,9 +235,10 @@ class JobFile:
             os.close(fd)
             raise
         self._fd, self._length, self._lines = fd, len(data), 1 + len(chosen)
+        self._unsynced, self._synced = False, time.monotonic()
 
     def _forget(self) -> None:
-        fd, self._fd = self._fd, -1
+        fd, self._fd, self._unsynced = self._fd, -1, False
         if fd >= 0:
             os.close(fd)
 
