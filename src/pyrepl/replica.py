@@ -101,7 +101,9 @@ class Replica:
         match received:
             case Batch(data):
                 self._batch(data)
-            case Heartbeat():
+            case Heartbeat(siblings=siblings):
+                if siblings is not None:
+                    self.site.siblings.hear(siblings)
                 self._note(self._last.position, self._last.lsn, self._last.item, self._last.consistent)
             case Probe():
                 self._probe(received)
@@ -345,9 +347,16 @@ class Replica:
                 yields=site.end.yields,
                 refusals=list(site.end.refusals),
                 turns=site.turns,
-                tail=site.end.tails.get(hello.node),
+                tail=self._tail(hello) if site.group_id is not None else None,
             )
         )
+
+    def _tail(self, hello: Hello) -> items.Tail | None:
+        """What this site has beyond what it shares with the one that asks, if it is known. All that arrived is
+        durable."""
+        tails, lineage = self.site.end.tails, Lineage.decode(hello.lineage)
+        tail: items.Tail | None = tails.get(hello.node) or self.site.siblings.tail(lineage, hello.lsn)
+        return tail
 
     def _settle_position(self) -> None:
         """What is reported must not be lost later: all that the journal holds is made durable first (rule
