@@ -65,7 +65,7 @@ class Intake:
         is forgotten before that is in the journal, durably (rule cascade_turn)."""
         site = self.site
         with site.guard:
-            self.turning = True  # from here on nothing is begun for a sibling
+            self.turning = True  # and nothing is begun for a sibling any more, for something is coming
             for link in list(site.links.values()):
                 link.void()
         if site.links:

@@ -96,9 +96,9 @@ class Siblings:
         site, intake = self.site, self.site.intake
         if site.role != "secondary" or site.group_id is None or site.delay.seconds or site.delay.is_parking:
             return False
-        way = not intake.turning and not intake.is_coming  # rule sibling_turn: a fork may come right after
-        way = way and site.window.state().applied_position >= intake.items_until
-        return way and site.here.consistent and site.end.consistent
+        if intake.is_coming or site.window.state().applied_position < intake.items_until:
+            return False  # rule sibling_turn: it may be a fork
+        return site.here.consistent and site.end.consistent
 
     def settle(self) -> None:
         """A checkpoint begins, which makes durable what this does: takes in what was told."""
