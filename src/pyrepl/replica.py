@@ -354,8 +354,9 @@ class Replica:
     def _tail(self, hello: Hello) -> items.Tail | None:
         """What this site has beyond what it shares with the one that asks, if it is known. All that arrived is
         durable."""
-        tails, lineage = self.site.end.tails, Lineage.decode(hello.lineage)
-        tail: items.Tail | None = tails.get(hello.node) or self.site.siblings.tail(lineage, hello.lsn)
+        tail: items.Tail | None = self.site.end.tails.get(hello.node)
+        if tail is None and not hello.path:  # a secondary that is behind waits, and takes nobody back
+            tail = self.site.siblings.tail(Lineage.decode(hello.lineage), hello.lsn)
         return tail
 
     def _settle_position(self) -> None:

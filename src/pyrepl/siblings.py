@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pyrepl.link import Link
     from pyrepl.site import Site
 
+MOST_READ = 256 << 20  # bytes of the journal that are read for a tail: the one that asks waits for a few seconds
 STRANGE = -1  # in place of a count of turns: of who was never fed from here, only its own word counts
 
 
@@ -222,5 +223,7 @@ class Siblings:
     def _tail(self, fork: int) -> Tail | None:
         with self.site.guard:
             ledgers = [link.ledger for link in self.kept.values() if link.base.lsn <= fork]
-            ledgers.sort(key=lambda ledger: ledger.base.lsn)
-            return ledgers[-1].tail(self.site.window.state().end_position) if ledgers else None
+            if not ledgers:
+                return None
+            ledger, end = max(ledgers, key=lambda ledger: ledger.base.lsn), self.site.window.state().end_position
+            return ledger.tail(end) if end - ledger.position <= MOST_READ else None

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pyrepl.errors import Refused
-from tests.api.test_links import WAIT
+from tests.api.test_links import WAIT, Pair
 from tests.support.clients import until
 from tests.support.ports import lasting_port
 
@@ -171,3 +171,60 @@ def test_after_a_takeover_in_a_fan_out_what_differs_is_copied(nodes, tmp_path, p
     copied = fan.follow("b", "a")
     print(f"{copied} bytes copied to the old primary")
     assert copied <= most["ahead" if far == "ahead" else "equal"]
+
+
+class Third(Pair):
+    """A primary in this process, with two secondaries that are linked."""
+
+    def __init__(self, nodes, tmp_path):
+        super().__init__(nodes, tmp_path)
+        self.third = nodes("third")
+        self.also = self.third.create_group("db", tmp_path / "third-journal", journal_size=16 * MIB, role="secondary")
+        self.also.add_volume("data", size=self.near.size)
+        self.address = "{}:{}".format(*self.third.listen("127.0.0.1", lasting_port()))
+        self.near.write(0, os.urandom(self.near.size))
+        for link in (self.link(), self.group.add_link("oslo", self.address)):
+            link.wait_synced(WAIT)
+
+    def heard(self):
+        for site, of in ((self.far_group.site, self.third), (self.also.site, self.there)):
+            until(lambda site=site, of=of: of.node_id in site.siblings.kept, "the secondaries hear of each other", WAIT)
+
+    def all_equal(self, *links):
+        for link in links:
+            link.wait_synced(WAIT)
+            self.far_group.wait(where=link.name, timeout=WAIT)
+        want = self.far.read(0, self.far.size)
+        assert self.also.volume("data").read(0, self.far.size) == want == self.group.volume("data").read(0, self.far.size)
+        assert [link.status()["bytes_sent"]["copied"] for link in links] == [0] * len(links)
+
+
+@pytest.mark.timeout(120)
+def test_a_migration_copies_nothing_to_the_others(nodes, tmp_path):
+    three = Third(nodes, tmp_path)
+    three.here.listen("127.0.0.1", 0)
+    three.near.snapshot("before")
+    three.group.migrate("paris", timeout=WAIT)
+    three.far.write(REGION, os.urandom(REGION))
+    assert sorted(link.name for link in three.far_group.links) == sorted(["oslo", three.here.name])
+    three.all_equal(*three.far_group.links)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_planned_swap_copies_nothing_to_one_that_is_linked_later(nodes, tmp_path, restarts):
+    three = Third(nodes, tmp_path)
+    three.heard()
+    three.group.demote(timeout=WAIT)
+    three.far_group.promote()
+    for turn in range(8):
+        three.far.write(turn * REGION, os.urandom(REGION))
+    if restarts:
+        three.there.close()
+        three.there = nodes("there")
+        three.far_group = three.there.group("db")
+        three.far = three.far_group.volume("data")
+    host, port = three.here.listen("127.0.0.1", 0)
+    links = [three.far_group.add_link("oslo", three.address), three.far_group.add_link("home", f"{host}:{port}")]
+    three.far.write(9 * REGION, os.urandom(4096))
+    three.all_equal(*links)

@@ -22,18 +22,22 @@ from tests.support.simulation import add_image
 FRAME = 512  # bytes of a copied region that are not the region, at most
 
 
+def ready(one: Fan) -> Fan:
+    """All are equal, and have heard of each other."""
+    for volume in (1, 2):
+        some(one, *range(6), store=volume)  # zeros cost nothing
+    one.heal()
+    one.tell()
+    return one
+
+
 @pytest.fixture
 def fan():
     made = []
 
     def make(seed: int, **options: object) -> Fan:
-        one = Fan(seed, **options)
-        made.append(one)
-        for volume in (1, 2):
-            some(one, *range(6), store=volume)  # zeros cost nothing
-        one.heal()
-        one.tell()
-        return one
+        made.append(Fan(seed, **options))
+        return ready(made[-1])
 
     yield make
     for one in made:
@@ -341,7 +345,7 @@ def test_nothing_begins_while_a_fork_comes(fan, monkeypatch):
     """... by the applier, between the look whether something is kept and the fork."""
     one = fan(12, names="ABCD")
     lead_back(one)
-    site, real, seen = one.sites["B"], Intake._turn, []
+    real, seen = Intake._turn, []
 
     def turn(intake):
         intake.site.siblings.drop()
@@ -381,6 +385,49 @@ def test_nothing_begins_before_a_fork_is_applied(fan, monkeypatch):
     assert site.siblings.kept[b"D" * 16].base.lsn == one.lsn
     one.is_quiet = False
     one.heal()
+
+
+def test_nothing_begins_at_one_that_is_not_consistent(fan):
+    one = fan(23)
+    site = one.sites["B"]
+    one.spokes["B"].cut()
+    one.a.links["B"].add_all()
+    for _ in range(400):
+        one.talk("B")
+        if one.spokes["B"].session is not None and not site.end.consistent:
+            break
+    site.siblings.drop()
+    site.siblings.hear([(b"C" * 16, one.lsn)])
+    site.checkpoint()
+    assert not site.here.consistent and not site.siblings.kept and not site.siblings.is_due
+    one.heal()
+    assert site.siblings.kept
+
+
+def test_what_one_has_more_is_told_until_it_has_gone_back(fan):
+    """The new leader forgets it in a crash: it asks again. A list in which it is not itself says nothing before that."""
+    one = fan(24)
+    bring(one, "B", "C")
+    one.tell()
+    one.spokes["B"].cut()
+    some(one, 1)
+    bring(one, "C")
+    one.take_over("B")
+    one.attach("C")
+    spoke = one.spokes["C"]
+    for _ in range(2):
+        for _ in range(2):  # the first time it looks up what is remembered
+            spoke.connect()
+            spoke.deliver()
+            spoke.hear()
+        assert one.a.links["C"].is_open and one.a.links["C"].base.divergence.count() == 1
+        spoke.tell()
+        spoke.deliver()
+        one.sites["C"].checkpoint()
+        assert b"B" * 16 in one.sites["C"].siblings.kept
+        one.crash("B")
+    one.heal()
+    assert copied(one, "C") <= REGION + FRAME
 
 
 @pytest.mark.parametrize("far", ["behind", "ahead"])
@@ -464,6 +511,22 @@ def test_what_plug_ins_came_to_is_kept_for_a_sibling(fan):
         assert copied(one, "C") == 0
     finally:
         one.close()
+
+
+def test_a_tail_that_would_take_long_to_read_is_not_told(fan, monkeypatch):
+    one = fan(25)
+    one.spokes["B"].cut()
+    some(one, 1, 2)
+    bring(one, "C")
+    lineage, lsn = one.sites["B"].end.lineage.begin(b"g" * 16, one.sites["B"].end.lsn), one.sites["B"].end.lsn
+    site = one.sites["C"]
+    assert site.siblings.tail(lineage, lsn).runs
+    held = site.window.state().end_position - site.siblings.kept[b"B" * 16].position
+    monkeypatch.setattr("pyrepl.siblings.MOST_READ", held - 1)
+    assert site.siblings.tail(lineage, lsn) is None
+    monkeypatch.undo()
+    assert site.siblings.tail(lineage, lsn + 100).runs, "it is as far as both have it"
+    assert site.siblings.tail(site.end.lineage, one.lsn) is None, "it has nothing more"
 
 
 def test_no_more_than_some_are_kept(fan, monkeypatch):
