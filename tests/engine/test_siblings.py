@@ -214,6 +214,28 @@ def test_the_base_follows_and_the_log_is_let_go(fan):
         assert state.end_position - state.tail_position <= site.room // 2
 
 
+def test_what_a_sibling_has_is_not_folded(fan):
+    """The base is moved as far as the sibling is told to be before the journal drops what it holds."""
+    one = fan(26, journal_size=1 << 20)
+    site = one.sites["B"]
+    some(one, 1, 2, 3)
+    bring(one, "B", "C")
+    one.spokes["B"].tell()
+    one.spokes["B"].deliver()
+    lsn, link = one.lsn, site.siblings.kept[b"C" * 16]
+    assert link.base.lsn < lsn - 1
+    one.spokes["C"].cut()
+    for _ in range(400):
+        some(one, 0)
+        bring(one, "B")
+        if link.ledger.backlog:
+            break
+    assert link.base.lsn >= lsn and [list(piece.regions[1].runs()) for piece in link.ledger.backlog] == [[(0, 1)]]
+    one.take_over("B")
+    one.heal()
+    assert copied(one, "C") <= REGION + FRAME
+
+
 def test_a_base_does_not_go_back_to_a_place_that_was_marked(fan):
     """Before the journal was folded it has come further."""
     one = fan(22)
