@@ -451,7 +451,7 @@ class Link:
         assert self.session is not None
         self._heartbeats += 1
         news = self.site.siblings.tell(self) if self._forked else None  # before that it has another history yet
-        if news == self._siblings:
+        if news is None or news == self._siblings:
             return self.session.send(Heartbeat(number=self._heartbeats))
         self._siblings = news
         return self.session.send(Heartbeat(number=self._heartbeats, siblings=news))

@@ -50,14 +50,15 @@ class Siblings:
 
     # ---- told, from one to the other
 
-    def tell(self, to: Link) -> list[tuple[bytes, int]]:
-        """What the secondary of this link is to hear of the others. With the guard. One is left out if more is known to
-        differ there than its position says: then nobody is to go by that."""
-        told: dict[bytes, int] = {}
-        for link in self.site.followers:
+    def tell(self, to: Link) -> list[tuple[bytes, int]] | None:
+        """What the secondary of this link is to hear of the others; None: nothing new. With the guard. One is left out
+        if more is known to differ there than its position says: then nobody is to go by that."""
+        site, told = self.site, dict[bytes, int]()
+        if site.role != "primary" and site.fed_by is None:
+            return None  # it has stepped down, and forgets its links one after the other
+        for link in site.followers:
             ledger = link.ledger
-            doubtful = link.is_ending or ledger.doubted or ledger.found_different is not None
-            if ledger.peer is None or ledger.peer == to.peer or doubtful:
+            if ledger.peer in (None, to.peer) or ledger.doubted or ledger.found_different is not None:
                 continue
             told.setdefault(ledger.peer, self._reached(link, ledger.peer))
         return list(told.items())[:MOST_SIBLINGS]
@@ -74,7 +75,7 @@ class Siblings:
     def hear(self, told: list[tuple[bytes, int]]) -> None:
         """The one that feeds this site has told of its other secondaries: all that there are."""
         self.told = dict(told)
-        self._is_news = any(lsn and node not in self.kept for node, lsn in self._wanted().items())
+        self._is_news = bool(self._new())
         if self._is_news:
             self.heard()
 
@@ -83,6 +84,11 @@ class Siblings:
         told = self.told if self.told is not None else dict.fromkeys(self.kept, 0)
         known = {self.site.node_id, *(link.peer for link in list(self.site.links.values()))}
         return {node: lsn for node, lsn in told.items() if node not in known}
+
+    def _new(self) -> list[bytes]:
+        """Those of them for whom it is not yet, and may be."""
+        new = [node for node, lsn in self._wanted().items() if lsn and node not in self.kept]
+        return [node for node in new if node != self.site.fed_by][: max(0, MOST_SIBLINGS - len(self.kept))]
 
     # ---- kept
 
@@ -123,9 +129,8 @@ class Siblings:
             if not may_begin:
                 return
             self._is_news = False
-            for node, lsn in wanted.items():
-                if lsn and node not in self.kept and node != site.fed_by and len(self.kept) < MOST_SIBLINGS:
-                    self.kept[node] = self._begin(node)
+            for node in self._new():
+                self.kept[node] = self._begin(node)
 
     def turn_from(self, node: bytes) -> None:
         """Another site than this one feeds this site from here on; it may come back as that one's secondary."""

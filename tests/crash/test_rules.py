@@ -186,12 +186,16 @@ OFF_IN_A_FAN: dict[str, tuple[tuple[type, str, list[tuple[str, str]]], str]] = {
         "test_one_that_is_not_consistent_is_copied_whole[False]",
     ),
     "who is in doubt is not told of": (
-        (Siblings, "tell", [("ledger.doubted or ", "")]),
+        (Siblings, "tell", [(" or ledger.doubted", "")]),
         "test_who_is_in_doubt_is_not_told_of[marked]",
     ),
     "... nor who was found different": (
         (Siblings, "tell", [(" or ledger.found_different is not None", "")]),
         "test_who_is_in_doubt_is_not_told_of[found]",
+    ),
+    "who has stepped down tells nothing": (
+        (Siblings, "tell", [("return None", "pass")]),
+        "test_one_that_has_stepped_down_tells_nothing_more[forgotten]",
     ),
     "who is not told of is dropped": (
         (Siblings, "settle", [(" or node not in wanted", "")]),
