@@ -14,7 +14,7 @@ from pyrepl.errors import PyreplError
 from pyrepl.intake import Intake
 from pyrepl.ledger import FoundDifferent
 from pyrepl.link import Link
-from tests.support.fan import Fan
+from tests.support.fan import Fan, Spoke
 from tests.support.pair import REGION
 from tests.support.plugs import Plugs, random_work
 from tests.support.simulation import add_image, open_site
@@ -338,6 +338,65 @@ def lead_back(one: Fan) -> None:
         one.sites[name].checkpoint()
     one.is_quiet = True
     one.take_over("C")
+
+
+class Under(Spoke):
+    """The link from one that is fed itself."""
+
+    def __init__(self, one: Fan, over: str, name: str) -> None:
+        super().__init__(one, name)
+        self.over = over
+
+    @property
+    def a(self):
+        return self.fan.sites[self.over]
+
+
+def test_who_is_fed_by_a_secondary_hears_of_its_siblings(fan):
+    """A feeds B and C, B feeds D, which takes over from both: C is not copied whole, and goes back from what it has more."""
+    one = fan(30, names="ABCD")
+    one.spokes["D"].cut()
+    one.a.detach("D")
+    one.sites["D"].siblings.forget()
+    one.tell()
+    middle, under = one.sites["B"], Under(one, "B", "D")
+    middle.attach(Link(middle, "D", address="D:1"))
+    assert set(middle.siblings.kept) == {b"C" * 16}
+
+    def on() -> None:
+        for _ in range(100):
+            if under.session is None:
+                under.connect()
+            one.settle(middle)
+            middle.window.make_durable(middle.window.state().end_position)
+            under.send()
+            under.deliver()
+            under.acknowledge()
+            under.hear()
+        under.tell()
+        under.deliver()
+
+    on()
+    last = one.sites["D"]
+    assert last.fed_by == b"B" * 16 and set(last.siblings.kept) == {b"C" * 16}
+    last.checkpoint()
+    some(one, 1)
+    bring(one, "B", "C")
+    on()
+    some(one, 2)
+    bring(one, "C")
+    assert last.here.lsn == one.lsn - 1 == one.sites["C"].here.lsn - 1
+    under.cut()
+    one.sites["B"].detach("D")
+    one.take_over("D")
+    some(one, 3)
+    one.attach("C")
+    for _ in range(600):
+        one.talk("C")
+        one.settle(one.sites["C"])
+    assert one.sites["C"].here.consistent and one.sites["C"].here.lsn == one.lsn and one.a.links["C"].connections
+    assert copied(one, "C") <= REGION + FRAME
+    one.heal()
 
 
 def test_a_fork_away_voids_it(fan):
