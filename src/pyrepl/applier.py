@@ -237,7 +237,7 @@ class Applier:
         worked = done.place(self.shelf.work_slots(len(done.benches), placed, scratch))
         note = notes.Performed(
             entry.next_position, entry.last_lsn, is_item, body, placed, scratch, scratch_size, refused, worked,
-            done.decided if done.decides or self.site.links else [], done.differs)
+            done.decided if done.decides or self.site.followers else [], done.differs)
         self.window.make_durable(self.window.append_note(notes.PERFORMED, notes.encode(note)))  # rule op_durable
         changed = self.shelf.perform(effects, placed, scratch, scratch_size, refused=refused, worked=worked,
                                      devices=done.devices())  # rule op_note_map

@@ -64,13 +64,18 @@ class Intake:
         """A fork leads this site away from where it stands: its LSNs come again, with other events. What its links know
         is forgotten before that is in the journal, durably (rule cascade_turn)."""
         site = self.site
-        if not site.links:
-            return
         with site.guard:
-            self.turning = True
+            self.turning = True  # and nothing is begun for a sibling any more, for something is coming
             for link in list(site.links.values()):
                 link.void()
-        site.exclusive(self._begin_again)
+        if site.links:
+            site.exclusive(self._begin_again)
+        elif site.siblings.kept:
+            site.exclusive(self._forget_siblings)
+
+    def _forget_siblings(self) -> None:
+        self.site.siblings.forget()  # rule sibling_turn: durable before the fork is in the journal
+        self.site.checkpoint()
 
     def _begin_again(self) -> None:
         site = self.site
@@ -80,7 +85,7 @@ class Intake:
         for link in site.links.values():
             with site.guard:
                 link.begin_again("this site was led away from where it stood")
-        site.checkpoint()
+        self._forget_siblings()
 
     def _receive(self, head: memoryview, payload: memoryview) -> int:
         site = self.site

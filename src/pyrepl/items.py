@@ -66,11 +66,17 @@ class Refusal(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
 
 class Tail(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """What a primary that has stepped down had changed since LSN ``lsn``, which one secondary had acknowledged, in
-    order. That one may have more than it had acknowledged: only the runs that end behind it count."""
+    """What a site has changed since LSN ``lsn``, in order: a primary that has stepped down, since what one secondary
+    had acknowledged; a secondary, since another one was known to stand there. That one may have more than was known:
+    only the runs that end behind it count."""
 
     lsn: Lsn
     runs: Annotated[list[Run], msgspec.Meta(max_length=MOST_RUNS)]
+
+    @property
+    def length(self) -> int:
+        """Bytes of its region maps."""
+        return sum(len(data) for run in self.runs for data in run.regions.values())
 
 
 class FoundDifferent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -57,6 +57,7 @@ class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tails: dict[bytes, Tail] = {}  # it was the primary and has stepped down here: what each secondary may lack
     yields: bool = False  # this site was told to lose what no other site has
     remembered: dict[bytes, bytes] = {}  # node that fed this site -> what is known of it, as of a link
+    siblings: dict[bytes, bytes] = {}  # node fed by the one that feeds this site -> likewise
     views: list[View] = []  # their places and maps stand among those of the stores
     next_view: int = layout.FIRST_LOCAL
     ordering: str = "relaxed"  # "strict": no sets

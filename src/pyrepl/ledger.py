@@ -370,6 +370,14 @@ class Ledger:
         base.divergence.arrive(base.lsn)
         return True
 
+    def pass_to(self, known: Knowledge) -> None:
+        """Base becomes what is known of a later place, which the secondary has passed."""
+        check(known.lsn >= self.base.lsn, "a base does not go back", lsn=known.lsn, base=self.base.lsn)
+        position = max(known.position, self.base.position)
+        while self.backlog and self.backlog[0].upto <= known.lsn:
+            position = max(position, self.backlog.popleft().position)  # the log may have dropped what stands before
+        self.base, known.position = known, position
+
     def pass_items(self) -> None:
         """Moves base over what stands next in the journal beside the order, and is durable: where the secondary stands
         is judged behind that."""
@@ -466,12 +474,16 @@ class Ledger:
                 result.union(piece.regions[store])
         return result
 
-    def tail(self) -> items.Tail | None:
-        """What changed here since what the secondary has acknowledged, or since it was consistent if it is not, with
-        everything applied; None: it is not known, or too long to tell."""
+    def tail(self, until: int | None = None) -> items.Tail | None:
+        """What changed here since what the secondary has acknowledged, or since it was consistent if it is not. None:
+        it is not known, or too long to tell.
+
+        Args:
+            until: position of the journal; None: up to which everything is applied.
+        """
         if not self.begun or (self.doubted and self.since is None):
             return None
-        return self._since().tail(self.site.window.state().applied_position)
+        return self._since().tail(self.site.window.state().applied_position if until is None else until)
 
     def _since(self) -> Since:
         if self.since is not None:

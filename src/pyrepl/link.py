@@ -203,6 +203,7 @@ class Link:
         self._catch_up = 0  # events before this journal position go before the next copy
         self._acked = self._acked_item = 0
         self._heartbeats = 0
+        self._siblings: list[tuple[bytes, int]] | None = None  # as the secondary was told of them
         self.applied_lsn = self.received_lsn = 0
         self.last_error = ""
         self.state = "connecting"
@@ -457,7 +458,11 @@ class Link:
             return b""
         assert self.session is not None
         self._heartbeats += 1
-        return self.session.send(Heartbeat(number=self._heartbeats))
+        news = self.site.siblings.tell(self) if self._forked else None  # before that it has another history yet
+        if news is None or news == self._siblings:
+            return self.session.send(Heartbeat(number=self._heartbeats))
+        self._siblings = news
+        return self.session.send(Heartbeat(number=self._heartbeats, siblings=news))
 
     def close(self, code: str, text: str) -> bytes:
         """The frame that ends the connection in good order, if one may be sent now."""
@@ -754,7 +759,7 @@ class Link:
     # ---------------------------------------------------------------- inside: the handshake
 
     def _reset(self) -> None:
-        self.session = self.greeting = self._told = None
+        self.session = self.greeting = self._told = self._siblings = None
         self._is_void = False
         self._ready = self._forked = self._caught_up = False
         self._handover = self._decided = self._undecided = 0

@@ -82,7 +82,7 @@ class Outcomes:
         """
         self._admitted.pop(lsn, None)
         self.done()
-        if done.decides or self.site.links:
+        if done.decides or self.site.followers:
             self.known[lsn] = done.decided
         if not done.decides and done.differs and not is_known:
             with self.site.guard:  # the thread that reads the link may be there
@@ -101,6 +101,7 @@ class Outcomes:
             with link.guard:
                 if link.ledger.unsent(self.known):
                     link.begin_again("more outcomes of plug-ins than a checkpoint of this site keeps")
+        site.siblings.drop()
 
     def forget(self) -> None:
         """Before what links know is captured: what none of them will send by then, a start needs no more."""

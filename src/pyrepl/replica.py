@@ -101,7 +101,9 @@ class Replica:
         match received:
             case Batch(data):
                 self._batch(data)
-            case Heartbeat():
+            case Heartbeat(siblings=siblings):
+                if siblings is not None:
+                    self.site.siblings.hear(siblings)
                 self._note(self._last.position, self._last.lsn, self._last.item, self._last.consistent)
             case Probe():
                 self._probe(received)
@@ -345,10 +347,18 @@ class Replica:
                 yields=site.end.yields,
                 refusals=list(site.end.refusals),
                 turns=site.turns,
-                tail=site.end.tails.get(hello.node),
+                tail=self._tail(hello) if site.group_id is not None else None,
                 different=site.end.different,
             )
         )
+
+    def _tail(self, hello: Hello) -> items.Tail | None:
+        """What this site has beyond what it shares with the one that asks, if it is known. All that arrived is
+        durable."""
+        tail: items.Tail | None = self.site.end.tails.get(hello.node)
+        if tail is None and not hello.path:  # a secondary that is behind waits, and takes nobody back
+            tail = self.site.siblings.tail(Lineage.decode(hello.lineage), hello.lsn)
+        return tail
 
     def _settle_position(self) -> None:
         """What is reported must not be lost later: all that the journal holds is made durable first (rule

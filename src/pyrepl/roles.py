@@ -103,12 +103,14 @@ class Roles:
         check(here.lsn == lsn and here.catalog.stores == site.end.catalog.stores, "everything is applied")
         here.lineage = site.end.lineage.reached(lsn)
         here.handed_over, here.tails, here.yields = not site.links and not yields, {}, yields
+        room = site.journal.area_size // 4  # bytes of a checkpoint, for all tails
         for link in site.followers:
             with link.guard:
                 link.is_ending = link.name != successor
                 tail = link.ledger.tail()
-            if link.peer is not None and tail is not None:
+            if link.peer is not None and tail is not None and tail.length <= room:
                 here.tails[link.peer] = tail
+                room -= tail.length
         site.successor, here.succession = successor, succession
         site.end = here.copy()
         self.asking = False
@@ -213,7 +215,8 @@ class Roles:
         site.applier.finish()
         self.check_lead(site.here, alone=alone, force=force)
         site.delay.end()
-        if not site.here.consistent:
+        returned = not site.here.consistent
+        if returned:
             site.protective.go_back()  # rule protect_return: durable with the role
             for link in site.links.values():
                 with link.guard:
@@ -230,9 +233,11 @@ class Roles:
         self.held = True  # until all of this is durable
         site.role = PRIMARY
         if site.fed_by is not None:
-            site.remember(site.fed_by)
-            if here.different is not None:  # each differs from the other
-                site.remembered[site.fed_by].ledger.judge(here.different)
+            site.remember(site.fed_by, site.turns_there)
+        site.siblings.lead(returned=returned)
+        if here.different is not None:  # this site differs from all of them
+            for known in site.remembered.values():
+                known.ledger.judge(here.different)
         here.different = site.end.different = None
         site.fed_by, site.above = None, []
         for link in links:
@@ -384,7 +389,11 @@ class Roles:
         self.meet(node, None)
 
     def _follow(self, node: bytes, above: list[bytes], turns: int) -> None:
-        self.site.turns += self.site.fed_by not in (None, node)
+        before = self.site.fed_by
+        if before is not None and before != node:
+            self.site.turns += 1
+            if before not in above:
+                self.site.siblings.turn_from(before)
         self.site.fed_by, self.site.above, self.site.turns_there = node, above, turns
         self._forget_successor()
         self.site.checkpoint()

@@ -85,8 +85,9 @@ class Since:
         """
         if self.position < until:
             step = max(1, (until - self.position) // max(1, most // 2))
-            while self.position < until:
+            while self.position < until and not self.is_lost:
                 self._read(min(self.position + step, until))
+            self.position = max(self.position, until)
         while len(self.runs) > most:
             self.runs = [_together(*pair) for pair in zip(self.runs[::2], [*self.runs[1::2], (0, {})], strict=False)]
 
@@ -105,9 +106,8 @@ class Since:
         told = [
             items.Run(upto, {store: changed.encode() for store, changed in run.items()}) for upto, run in whole.runs
         ]
-        if whole.is_lost or sum(len(data) for run in told for data in run.regions.values()) > items.MOST_TAIL:
-            return None
-        return items.Tail(self.lsn, told)
+        tail = items.Tail(self.lsn, told)
+        return None if whole.is_lost or tail.length > items.MOST_TAIL else tail
 
     # ---- checkpoints
 
@@ -153,7 +153,9 @@ class Since:
                     changed = _together((0, changed), (upto, done))[1]
                 else:
                     beside = passed(entry, self.site.region_size)
-                    self.is_lost |= beside is not None and moves(beside, self._lsn)
+                    if beside is not None and moves(beside, self._lsn):
+                        self.is_lost = True
+                        return  # stores may be others from here on
                 self._lsn = max(self._lsn, upto)
                 self.position = entry.next_position
         if upto:
@@ -164,7 +166,10 @@ class Since:
         catalog, region_size = self._catalog, self.site.region_size
         operation.apply(catalog)
         changed: Changed = {}
-        for effect in operation.effects(region_size):
+        effects = operation.effects(region_size)
+        if self.site.role == "secondary":  # which performs some early
+            effects = [*effects, *operations.effects_there(operation, region_size)]
+        for effect in effects:
             match effect:
                 case Copied(target, _, first, count) | CopiedImage(target, _, first, count) if target in catalog:
                     regions = changed.setdefault(target, RegionMap(catalog[target].size // region_size))

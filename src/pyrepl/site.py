@@ -46,6 +46,7 @@ from pyrepl.recovery import recover
 from pyrepl.roles import NOBODY, PRIMARY, SECONDARY, Roles
 from pyrepl.seams import Entropy, Gate, NoPlugins, OpenGate, Placement, Plugins
 from pyrepl.shelf import Shelf
+from pyrepl.siblings import Siblings
 from pyrepl.standing import standing
 from pyrepl.verification import Verification
 from pyrepl.views import Views
@@ -108,6 +109,7 @@ class Site:
         self.links: dict[str, Link] = {}
         self.successor = ""  # of a primary that has stepped down: the link by which another site is asked to lead
         self.remembered: dict[bytes, Link] = {}  # by node: primaries that fed this site, until a link leads to them
+        self.siblings = Siblings(self)
         self.reserved: dict[int, tuple[str, bool]] = {}  # store id -> (path, fresh): made or given at admission
         self.refusing: dict[int, str] = {}  # LSN of an operation to come -> why not all of it will be performed
         self.awaiting: set[bytes] = set()  # tickets of early operations that somebody in this process means to end
@@ -246,6 +248,7 @@ class Site:
 
             self.links = {name: Link.restore(self, blob) for name, blob in body.links.items()}
             self.remembered = {node: Link.restore(self, blob) for node, blob in body.remembered.items()}
+        self.siblings.restore(body.siblings)
         self.roles.asking = self.roles.held = ask and self.role == PRIMARY and bool(self.links)
         tail = min([checkpoint.scan_position, *(link.position for link in self.followers)])
         self._open_window(scan.end_position, tail, scan.chain)
@@ -378,7 +381,7 @@ class Site:
     def _is_checkpoint_due(self) -> bool:
         state = self.window.state()
         progress = state.applied_position - self._checkpoint_position
-        if progress >= min(self.options.checkpoint_bytes, self._room // 4):
+        if progress >= min(self.options.checkpoint_bytes, self._room // 4) or self.siblings.is_due:
             return True
         if state.end_position - state.tail_position <= self._most_held // 2:
             return False
@@ -407,11 +410,13 @@ class Site:
         for link in self.links.values():
             with link.guard:
                 link.inherit()
+        self.siblings.settle()
         if self._must_fold(state):
+            self.siblings.advance()
             for link in self.followers:
                 with link.guard:
                     link.fold(state.applied_position)
-        if self.role == SECONDARY and self.links:
+        if self.role == SECONDARY and self.followers:
             self.outcomes.spare_room()
         position, chain = state.applied_position, self._chain_at(state.applied_position)
         state = self.window.state()
@@ -466,6 +471,8 @@ class Site:
         for node, link in self.remembered.items():
             with link.guard:
                 remembered[node] = link.save()
+        with self.guard:
+            siblings = self.siblings.save()
         return Body(
             name=self.name,
             role=self.role,
@@ -484,6 +491,7 @@ class Site:
             maps=shelf.maps(),
             links=links,
             remembered=remembered,
+            siblings=siblings,
             handed_over=here.handed_over,
             succession=here.succession,
             successor=self.successor,
@@ -694,7 +702,7 @@ class Site:
     @property
     def followers(self) -> list[Link]:
         """All for whom the log, or a backlog, is kept."""
-        return [*self.links.values(), *self.remembered.values()]
+        return [*self.links.values(), *self.remembered.values(), *self.siblings.kept.values()]
 
     @property
     def path(self) -> list[bytes]:
@@ -712,16 +720,20 @@ class Site:
             and (not self.delay.is_parking or self.here.lsn == self.end.lsn)
         )
 
-    def remember(self, node: bytes) -> None:
+    def remember(self, node: bytes, turns: int) -> None:
         """What changes from here on is kept for this node, which stands here or has gone further by itself: a link to
-        it will know. Between two steps, with everything applied."""
+        it will know. Between two steps, with everything applied.
+
+        Args:
+            turns: its count, as it has told.
+        """
         from pyrepl.link import Link  # which knows Site
 
         link = Link(self, "remembered", address="", peer=node, guard=self.guard)
         link.begin()
         # A secondary that fed this one may not have been consistent itself: it is counted when this one feeds that, and
         # then nothing of it is known but its own word.
-        link.ledger.turns = self.turns_there
+        link.ledger.turns = turns
         for store in self.here.catalog:
             link.base.divergence.add(store.id, store.size // self.region_size, differs=False)
         self.remembered[node] = link

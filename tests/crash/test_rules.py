@@ -22,10 +22,12 @@ from pyrepl.knowledge import Knowledge
 from pyrepl.ledger import Ledger
 from pyrepl.link import Link
 from pyrepl.roles import Roles
+from pyrepl.siblings import Siblings
 from pyrepl.site import Site
 from pyrepl.views import Views
-from tests.engine import test_cascade
+from tests.engine import test_cascade, test_siblings
 from tests.support.chain import Chain
+from tests.support.fan import Fan
 from tests.support.simulation import Disk, World, open_site
 from tests.support.story import Story, ViewStory, Violation
 
@@ -153,6 +155,75 @@ OFF_IN_A_CASCADE: dict[str, tuple[tuple[type, str, list[tuple[str, str]]], str]]
 }
 
 
+# Of docs/model.md, section 7, "Siblings", and the test of tests/engine/test_siblings.py that notices.
+OFF_IN_A_FAN: dict[str, tuple[tuple[type, str, list[tuple[str, str]]], str]] = {
+    "sibling_turn": (
+        (Intake, "_turn", [("elif site.siblings.kept:", "elif False:")]),
+        "test_a_fork_away_voids_it",
+    ),
+    "sibling_turn, with links": (
+        (Intake, "_begin_again", [("self._forget_siblings()", "site.checkpoint()")]),
+        "test_a_fork_away_voids_it_where_there_are_links_too",
+    ),
+    "sibling_turn, while it comes": (
+        (Siblings, "_may_begin", [("intake.is_coming or ", "")]),
+        "test_nothing_begins_while_a_fork_comes",
+    ),
+    "sibling_turn, before it is applied": (
+        (Siblings, "_may_begin", [(" or site.window.state().applied_position < intake.items_until", "")]),
+        "test_nothing_begins_before_a_fork_is_applied",
+    ),
+    "a state of the order": (
+        (Siblings, "_may_begin", [("return site.here.consistent and site.end.consistent", "return True")]),
+        "test_nothing_begins_at_one_that_is_not_consistent",
+    ),
+    "only the word of a sibling counts": (
+        (Siblings, "_begin", [("link.base, STRANGE", "link.base, None")]),
+        "test_one_that_is_not_consistent_is_copied_whole[True]",
+    ),
+    "... of whom nothing was kept, too": (
+        (Siblings, "lead", [("site.remember(node, STRANGE)", "site.remember(node, None)")]),
+        "test_one_that_is_not_consistent_is_copied_whole[False]",
+    ),
+    "who is in doubt is not told of": (
+        (Siblings, "tell", [(" or ledger.doubted", "")]),
+        "test_who_is_in_doubt_is_not_told_of[marked]",
+    ),
+    "... nor who was found different": (
+        (Siblings, "tell", [(" or ledger.found_different is not None", "")]),
+        "test_who_is_in_doubt_is_not_told_of[found]",
+    ),
+    "who has stepped down tells nothing": (
+        (Siblings, "tell", [("return None", "pass")]),
+        "test_one_that_has_stepped_down_tells_nothing_more[forgotten]",
+    ),
+    "who is not told of is dropped": (
+        (Siblings, "settle", [(" or node not in wanted", "")]),
+        "test_a_link_that_is_removed_ends_it",
+    ),
+    "who went back knows nothing": (
+        (Siblings, "lead", [(" or returned", "")]),
+        "test_the_new_leader_went_back_to_its_protective_snapshot[behind]",
+    ),
+    "a base does not go back": (
+        (Siblings, "settle", [("if mark.lsn > link.base.lsn:", "if True:")]),
+        "test_a_base_does_not_go_back_to_a_place_that_was_marked",
+    ),
+    "a base stands in the log": (
+        (Ledger, "pass_to", [("self.base, known.position = known, position", "self.base = known")]),
+        "test_a_base_passes_what_was_folded_before_it",
+    ),
+    "a base drops what was folded before it": (
+        (Ledger, "pass_to", [("while self.backlog and", "while False and")]),
+        "test_a_base_passes_what_was_folded_before_it",
+    ),
+    "a tail is told as it arrived": (
+        (Ledger, "tail", [("if until is None else until", "")]),
+        "test_what_is_not_applied_is_told_too",
+    ),
+}
+
+
 def broken_at(story: type[Story]) -> int | None:
     """The first seed whose story does not hold."""
     for seed in SEEDS:
@@ -226,21 +297,26 @@ def test_stories_notice_that_the_rule_is_off(rule: str, monkeypatch: pytest.Monk
     assert broken_at(story) is not None, f"{len(SEEDS)} stories hold without {rule}"
 
 
-def holds(test: str) -> bool:
-    """Whether this test of the cascade holds, with all that it is parametrized with, or with what is named."""
+def holds(test: str, module: Any = test_cascade) -> bool:
+    """Whether this test of the module holds, with all that it is parametrized with, or with what is named."""
     name, _, chosen = test.partition("[")
-    function = getattr(test_cascade, name)
+    function = getattr(module, name)
     marks = [mark for mark in getattr(function, "pytestmark", []) if mark.name == "parametrize"]
     cases = [{marks[0].args[0]: value} for value in marks[0].args[1]] if marks else [{}]
     for case in cases:
-        if chosen and [*case.values()] != [chosen.removesuffix("]")]:
+        if chosen and [*map(str, case.values())] != [chosen.removesuffix("]")]:
             continue
         with pytest.MonkeyPatch.context() as own, ExitStack() as stack:
             def make(*args: Any, stack: ExitStack = stack, **options: Any) -> Chain:
                 one = Chain(*args, **options)
                 stack.callback(one.close)
                 return one
-            given = {"chain": make, "monkeypatch": own, **case}
+
+            def make_fan(*args: Any, stack: ExitStack = stack, **options: Any) -> Fan:
+                one = Fan(*args, **options)
+                stack.callback(one.close)
+                return test_siblings.ready(one)
+            given = {"chain": make, "fan": make_fan, "monkeypatch": own, **case}
             try:
                 function(**{name: given[name] for name in inspect.signature(function).parameters})
             except Exception:
@@ -255,6 +331,15 @@ def test_a_cascade_notices_that_the_rule_is_off(rule: str, monkeypatch: pytest.M
     change, test = OFF_IN_A_CASCADE[rule]
     without(rule, change, monkeypatch)
     assert not holds(test), f"{test} holds without: {rule}"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("rule", OFF_IN_A_FAN)
+def test_a_fan_notices_that_the_rule_is_off(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    change, test = OFF_IN_A_FAN[rule]
+    assert holds(test, test_siblings), "what is run here is run as where it stands"
+    without(rule, change, monkeypatch)
+    assert not holds(test, test_siblings), f"{test} holds without: {rule}"
 
 
 def test_the_rules_of_a_cascade_are_named_and_their_tests_hold() -> None:

@@ -257,6 +257,14 @@ def test_malformed_hello(what):
         messages.decode(number, msgspec.msgpack.encode(BAD[what](fields)))
 
 
+@pytest.mark.parametrize("siblings", [[(U, 1)] * (messages.MOST_SIBLINGS + 1), [(b"x", 1)], [(U, -1)], [(U, 1 << 63)], [U], U])
+def test_siblings_that_cannot_be(siblings):
+    most = Heartbeat(number=1, siblings=[(U, 7)] * messages.MOST_SIBLINGS)
+    assert messages.decode(*messages.encode(most)) == most
+    with pytest.raises(ProtocolError, match="malformed"):
+        messages.decode(TYPE["Heartbeat"], msgspec.msgpack.encode({"number": 1, "siblings": siblings}))
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(sorted(messages.TYPES)), st.binary(max_size=300))
 def test_random_bodies(kind, body):

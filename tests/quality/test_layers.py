@@ -22,7 +22,7 @@ LAYERS = [  # docs/architecture.md "Rooms" is this list; a room may import from 
     ["protocol"],
     ["bound", "pairing", "knowledge", "since", "ledger", "probes"],
     ["forecast", "greeting", "resync", "link", "replica"],
-    ["recovery", "applier", "delay", "views", "gallery", "protective", "verification", "workshop", "outcomes", "roles", "intake", "standing", "site"],
+    ["recovery", "applier", "delay", "views", "gallery", "protective", "verification", "workshop", "outcomes", "siblings", "roles", "intake", "standing", "site"],
     ["runtime", "border"],
     ["folder", "nbd", "group", "image", "changeover", "succession", "node", "attachment", "attachments", "comparisons", "opening", "performed", "explaining", "losing", "verifying",
      "rewinding", "trial", "early", "volume", "plugin", "kept", "results", "unordered", "__init__"],

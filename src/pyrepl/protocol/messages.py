@@ -17,6 +17,7 @@ from pyrepl.items import MOST_REFUSALS, FoundDifferent, Refusal, StoreInfo, Tail
 
 MOST_GENERATIONS = 1024
 MOST_PATH = 16  # sites above one that is fed
+MOST_SIBLINGS = 8  # other secondaries of the same site of which one hears: each costs a ledger
 MOST_CONTROL = 64 * 1024  # bytes of the body of a control frame
 MOST_PROBED = 64 << 20  # bytes that the regions of one probe may have: what a secondary reads for it
 MOST_DIGESTS = 1024  # in the answer to one probe: 16 KiB
@@ -99,7 +100,7 @@ class Welcome(Message, frozen=True):
     yields: bool = False  # it was told to lose what only it has, even if that is a split brain
     refusals: Annotated[list[Refusal], Meta(max_length=MOST_REFUSALS)] = []  # since it was last consistent
     turns: Count = 0  # how often another node has come to feed it in place of the one before
-    tail: Tail | None = None  # it was the primary: what it had changed since what the one who asks had acknowledged
+    tail: Tail | None = None  # it was the primary, or fed beside the one who asks: what that one may lack
     different: FoundDifferent | None = None  # what a primary has told it of itself
 
 
@@ -147,6 +148,9 @@ class Heartbeat(Message, frozen=True):
     """Still here. ``number`` counts the sender's heartbeats."""
 
     number: Count
+    # From a primary, when it is news: all its other secondaries, each with the last LSN at which it is known to be an
+    # earlier state of the primary, or 0.
+    siblings: Annotated[list[tuple[Uuid, Count]], Meta(max_length=MOST_SIBLINGS)] | None = None
 
 
 class Close(Message, frozen=True):
