@@ -143,9 +143,11 @@ class Ack(Message, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """Still here. ``number`` counts the sender's heartbeats."""
+    """Still here. ``number`` counts the sender's heartbeats. ``stands``: of a secondary that performs nothing for want
+    of room: why; it takes in what comes all the same, as far as its journal has room."""
 
     number: Count
+    stands: Text = ""
 
 
 class Close(Message, frozen=True):
