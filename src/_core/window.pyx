@@ -732,7 +732,8 @@ cdef class Window:
         raise_misuse(self, code, "note")
         return end
 
-    def append_received(self, head, payload, *, blocks=(), bint wait=True):
+    def append_received(self, head, payload, *, blocks=(), bint wait=True, timeout=None):
+        cdef int64_t left = nanoseconds(timeout), part
         cdef Py_buffer first
         cdef Py_buffer second
         cdef uint32_t count = 0
@@ -744,13 +745,15 @@ cdef class Window:
             try:
                 PyObject_GetBuffer(payload, &second, PyBUF_SIMPLE)
                 try:
-                    while code == PR_TIME_OVER:
+                    while True:
+                        part = slice_of(&left)
                         with nogil:
                             code = pr_window_received(
                                 self.ptr, <const uint8_t *>first.buf, first.len, <const uint8_t *>second.buf,
-                                second.len, ids, count, not wait, SLICE, &position, &end)
-                        if code == PR_TIME_OVER:
-                            PyErr_CheckSignals()
+                                second.len, ids, count, not wait, part, &position, &end)
+                        if code != PR_TIME_OVER or left == 0:
+                            break
+                        PyErr_CheckSignals()
                 finally:
                     PyBuffer_Release(&second)
             finally:

@@ -21,6 +21,7 @@ from pyrepl._core.window import Entry
 from pyrepl.catalog import VOLUME, Catalog
 from pyrepl.errors import check
 from pyrepl.operations import CopiedImage, Created, Deleted, Effect, Operation, Outcome, Perform, Reworked, Set
+from pyrepl.shortage import NoRoom, room_for
 from pyrepl.workshop import NOTHING, Done, Workshop
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Applier:
         self.window = site.window
         self.stores = site.stores
         self.shelf = site.shelf
+        self.shortage = site.shortage
         self.epoch = Epoch(site.stores, site.window)
         self.results: dict[int, OperationResult] = {}
         self.links: dict[int, int] = {}  # operations that were admitted here and wait: LSN -> links of the group
@@ -93,14 +95,25 @@ class Applier:
         self.resting = False  # volumes rest too: what they show is copied only when it is about to be overwritten
         self.held = False  # a mark that the gate keeps, or plug-ins that run: nothing after it is performed
         self._finishing = False
+        self._sheltered = 0  # journal position of the operation for which a protective snapshot was kept
 
     # ---- one step
 
     def apply(self) -> bool:
         """Applies one epoch, operation or item, if the journal holds any; False: all is applied, or a mark is held, or
-        plug-ins run."""
+        plug-ins run, or the site stands still for want of room."""
+        if self.shortage.is_early:
+            return False
+        try:
+            return self._apply()
+        except NoRoom as error:
+            self.shortage.begin(error)  # rule stand_still: nothing of it has moved the applied position
+            return False
+
+    def _apply(self) -> bool:
         state = self.window.state()
         if state.applied_position == state.end_position:
+            self.shortage.over()
             if state.shown_position is not None:
                 self.site.delay.until(state)
             return False
@@ -109,10 +122,13 @@ class Applier:
             state = self.window.state()
         position, old = state.applied_position, self.site.delay.until(state)
         if old <= position:
+            self.shortage.over()
             return False
         limit = self.site.options.epoch_bytes // (
             1 + len(self.shelf.places) // 16
         )  # a note has an entry for each store re-pointed
+        if self.shortage.most:  # what there is room for is done, and what is tried in vain costs little
+            limit = min(limit, self.shortage.most)
         until, last_lsn, last_item = self.epoch.gather(position, min(old, state.durable_position), limit)
         if until > position:
             self._epoch(until, last_lsn, last_item)
@@ -128,19 +144,25 @@ class Applier:
             self._finishing = False
 
     def catch_up(self) -> None:
-        """Applies everything, whatever delay was chosen, up to a mark that is held."""
+        """Applies everything, whatever delay was chosen, up to a mark that is held, or as far as there is room."""
         self.site.delay.waived = True
+        self.shortage.hurry(True)
         try:
             while self.apply():
                 pass
         finally:
             self.site.delay.waived = False
+            self.shortage.hurry(False)
 
     def _epoch(self, until: int, last_lsn: int, last_item: int) -> None:
         try:
             for stage in range(self.epoch.plan()):
                 self._stage(stage)
-            self.epoch.write()
+            with room_for():
+                self.epoch.write()
+        except NoRoom:
+            self.shortage.tear(until)  # rule stand_whole: maps may be ahead of the data
+            raise
         finally:
             self.epoch.clear()
         here = self.site.here
@@ -148,11 +170,17 @@ class Applier:
             here.take_events(last_lsn)
         if last_item:
             here.take_copied(last_item)
-        self.window.applied(until, here.lsn)  # rule applied_complete
+        self._applied(until, here.lsn)  # rule applied_complete
         self.moving = True
 
+    def _applied(self, position: int, lsn: int) -> None:
+        self.window.applied(position, lsn)
+        self.shortage.passed(position)
+
     def _stage(self, stage: int) -> None:
-        if self.epoch.copy(stage):
+        with room_for():
+            copied = self.epoch.copy(stage)
+        if copied:
             self.stores.flush()  # rules epoch_flush, mover_flush: what was moved or filled is durable before the note
         note = self.epoch.note(stage)
         if note:
@@ -177,6 +205,7 @@ class Applier:
     def _operate(self, entry: Entry, body: bytes) -> bool:
         """False: it is a mark that is held, or its plug-ins are not done."""
         operation, gate = operations.decode(body), self.site.gate
+        self.shortage.whole()  # no epoch reaches beyond an operation
         mark = operation if isinstance(operation, operations.Mark) else None
         if mark is not None and not (self._finishing or gate.may_pass(mark, entry.last_lsn)):
             return False
@@ -186,8 +215,10 @@ class Applier:
             if result is None:
                 return False
             done = result
-            if done.differs and entry.last_lsn not in self.site.refusing:  # else one was kept when it arrived
+            # Else one was kept when it arrived, or when it was to be performed before, and found no room.
+            if done.differs and entry.last_lsn not in self.site.refusing and self._sheltered != entry.position:
                 self.site.protective.keep_here()
+                self._sheltered = entry.position
         secondary = self.site.role == "secondary"
         effects = (operations.effects_there(operation, self.site.region_size) if secondary
                    else operation.effects(self.site.region_size))
@@ -199,10 +230,11 @@ class Applier:
         self.site.here.take_operation(operation, entry.last_lsn, refused or done.differs, secondary=secondary)
         self.site.refusing.pop(entry.last_lsn, None)
         if works:
+            self.workshop.forget()
             self.site.outcomes.performed(entry.last_lsn, done, is_known=bool(refused))
         self._remember(entry, operation, changed, refused or done.differs, done.outcomes,
                        before | {store.id: store.name for store in catalog})
-        self.window.applied(entry.next_position, entry.last_lsn)
+        self._applied(entry.next_position, entry.last_lsn)
         if isinstance(operation, operations.Compared):
             self.site.verification.capture(operation, entry.last_lsn)  # in this step: nothing after it is applied yet
         if mark is not None:
@@ -222,7 +254,7 @@ class Applier:
             case _:
                 pass  # redone after a crash by being read again: it changes no map
         self.site.here.take_item(item, entry.item)
-        self.window.applied(entry.next_position, self.site.here.lsn)
+        self._applied(entry.next_position, self.site.here.lsn)
 
     def _perform(
         self, entry: Entry, body: bytes, effects: list[Effect], catalog: Catalog, *, is_item: bool,
@@ -298,14 +330,22 @@ class Applier:
     # ---- the mover
 
     def move(self) -> bool:
-        """One step of the mover; False: it has nothing to do."""
-        if not self.moving or self.held:
+        """One step of the mover; False: it has nothing to do, or rests for want of room."""
+        if not self.moving or self.held or self.shortage.is_mover_early:
             return False
         self.site.gallery.watch()
+        short: NoRoom | None = None
         for slot, plan in self._work():
-            if self._move(slot, plan):
-                return True
+            try:
+                if self._move(slot, plan):
+                    return True
+            except NoRoom as error:  # another device may be elsewhere, or may just go, which makes room
+                short = error
+        if short is not None:
+            self.shortage.mover_found_none(short)
+            return False
         self.moving = False
+        self.shortage.mover_is_done()
         return False
 
     def _vacate(self, slot: int, start: int, most: int) -> tuple[int, int]:
@@ -316,7 +356,11 @@ class Applier:
         return self.epoch.plan_vacate(slot, start, most, local=True)
 
     def _move(self, slot: int, plan: Plan) -> bool:
-        """One step with one device; False: it has nothing to do there."""
+        """One step with one device; False: it has nothing to do there.
+
+        Raises:
+            NoRoom: nothing of the stage that found none was done.
+        """
         most = max(1, self.site.options.move_bytes // self.site.region_size)
         start = self.cursors.get(slot, 0)
         stages, cursor = plan(slot, start, most)
@@ -356,7 +400,7 @@ class Applier:
 
         Snapshots and clones rest: what they show is copied only when it is about to be overwritten.
         """
-        for store in [] if self.resting else list(self.site.here.catalog):
+        for store in [] if self.resting or self.shortage.stands else list(self.site.here.catalog):
             if store.kind == VOLUME and store.origin == 0:
                 slot = self.shelf.places[store.id].slot
                 if self.stores.foreign(slot):
@@ -365,6 +409,13 @@ class Applier:
         yield from [(image.slot, self._vacate_whole) for image in self.site.gallery.leaving()]
         if self.shelf.scratch is not None and self.stores.shown(self.shelf.scratch.slot, 1):
             yield self.shelf.scratch.slot, self._vacate
+
+    def give_back(self) -> bool:
+        """A deleted store's device that nobody shows leaves the table: its file makes room. False: there is none."""
+        slot = next((slot for slot in self.shelf.zombies if not self.stores.shown(slot, 1)), None)
+        if slot is not None:
+            self._release(slot)
+        return slot is not None
 
     def _release(self, slot: int) -> None:
         self.window.make_durable(self.window.append_note(notes.RELEASED, notes.encode(notes.Released(slot))))

@@ -213,7 +213,8 @@ class Attachment:
         """Returns when the secondary has performed everything up to ``lsn``. Arguments and errors as of
         :meth:`wait_synced`."""
         self._wait(lambda status: bool(status["applied_lsn"] >= lsn), f"applied up to LSN {lsn}", timeout, progress,
-                   lambda status: LATER if status["durable_lsn"] >= lsn else "")
+                   lambda status: f"; {status['stands']}" if status["stands"] else
+                   LATER if status["durable_lsn"] >= lsn else "")
 
     # ---- for the group
 

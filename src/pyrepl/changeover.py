@@ -50,6 +50,7 @@ class Changeover:
             site = group.site
             if site.role != PRIMARY:
                 raise Refused(f"group {group.name!r} is a secondary here already", reason="role", group=group.name)
+            site.shortage.check("step down")
             links = group.links
             if not force:
                 self._check_links(links, "do it with force: if its site leads then, what it lacks is lost to it")
@@ -75,7 +76,9 @@ class Changeover:
             if site.role != PRIMARY:
                 raise Refused(f"group {group.name!r} is a secondary here already", reason="role", group=group.name)
             link, links = group.link(name), group.links
+            site.shortage.check("step down")
             self._check_links(links, "swap without it: demote here with force, and promote the other site")
+            self._check_performs(link)
             if not force:
                 self._check_equal(link)
             succession = self._succession(link, links, back)
@@ -204,6 +207,7 @@ class Changeover:
         if site.role != SECONDARY:
             raise Refused(f"group {group.name!r} is a primary here already", reason="role", group=group.name)
         site.roles.check_lead(site.end, alone=alone, force=force)
+        site.shortage.check("lead")
 
         def fed() -> str:
             return "fed" if any(feed.is_open for feed in group.feeds(site)) else ""
@@ -330,6 +334,18 @@ class Changeover:
             link=link.name,
             **found,
         )
+
+    def _check_performs(self, link: Attachment) -> None:
+        """Raises for a link whose secondary could not lead: nobody would."""
+        stands = link.status()["stands"]
+        if stands:
+            raise Refused(
+                f"group {self._group.name!r} cannot step down: the site of link {link.name!r}, which would have to "
+                f"perform everything first, says: {stands}",
+                reason="space",
+                retryable=True,
+                link=link.name,
+            )
 
     def _wait(self, links: list[Attachment], end: int, timeout: float | None) -> None:
         def late_one() -> str:

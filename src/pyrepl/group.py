@@ -95,6 +95,7 @@ class Group:
         self.trials = Trials(self, placement.folder)
         if site is not None:
             site.roles.asked = self.succession.begin
+            site.shortage.changed = self._tell_standing
             site.roles.feeding = lambda: next((feed.link for feed in self.feeds(site) if feed.is_open), "")
             self.attachments.enter_site(site)
             self._hooks = site.gate = Hooks(site, hooks, emit, placement.folder)  # before the applier begins, too
@@ -669,7 +670,8 @@ class Group:
         gone when it is closed, and with a restart of the node.
 
         It costs space in the node's folder: its journal and what is written to it; and, as a view, what is overwritten
-        in the group meanwhile. Without space left the trial fails; so may the group, if its stores share that space.
+        in the group meanwhile. Without space left the trial stands still; so may the group, if its stores share that
+        space.
 
         Args:
             journal_size: bytes of its journal: how much may be written to it and not be in its volumes' files yet.
@@ -766,7 +768,9 @@ class Group:
         return lsn
 
     def _why_later(self, lsn: int) -> str:
-        """That something has arrived here and is not old enough; empty: that is not it."""
+        """That something has arrived here and is not old enough, or finds no room; empty: that is not it."""
+        if self.site.shortage.stands:
+            return f": {self.site.shortage.words()}"
         delay, left = self.site.delay, self.site.delay.wait
         if left is None or self.role == PRIMARY:
             return ""
@@ -878,7 +882,8 @@ class Group:
 
         Raises:
             Refused: a secondary already (``reason="role"``); a link is not connected (``"behind"``); the copies of all
-                links were found different, and are not repaired (``"different"``).
+                links were found different, and are not repaired (``"different"``); this site stands still for want of
+                room (``"space"``).
             WaitTimeout: a secondary does not have everything; the group is primary as before.
         """
         self.check()
@@ -902,7 +907,8 @@ class Group:
                 it does not go back to its protective snapshot, or it keeps none (``"inconsistent"``); the primary has
                 not stepped down (``"primary"``); without ``force``, what this site holds was found different from what
                 its primary had, and not repaired (``"different"``; ``context`` has LSN, time and bytes), or with
-                ``alone``, the primary is connected and leads (``"force"``).
+                ``alone``, the primary is connected and leads (``"force"``); this site stands still for want of room
+                (``"space"``).
         """
         self.check()
         with self.border("becoming primary"):
@@ -972,7 +978,8 @@ class Group:
         Raises:
             NotFound: there is no such link.
             Refused: a secondary (``reason="role"``); a link is not connected (``"behind"``); its copy was found
-                different (``"different"``); this node listens nowhere (``"address"``). The group is primary as before.
+                different (``"different"``); this node listens nowhere (``"address"``); this site, or that of the link,
+                stands still for want of room (``"space"``). The group is primary as before.
             WaitTimeout: a secondary does not have everything in time: the group is primary as before. Or the successor
                 has not linked back in time: the text says how far it is, and it goes on; ``context["role"]`` is what
                 this site is now.
@@ -1247,6 +1254,12 @@ class Group:
         return f"<Group {self.name!r}: {self.state}>"
 
     # ---- inside
+
+    def _tell_standing(self, why: str) -> None:
+        if why:
+            self.emit({"event": "stands-still", "group": self.name, "text": why})
+        else:
+            self.emit({"event": "goes-on", "group": self.name, "lsn": self.applied_lsn})
 
     def _failed(self, error: BaseException) -> None:
         """The driver says that the group is over."""

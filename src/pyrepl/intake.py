@@ -8,6 +8,8 @@ performed (``applier``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyrepl import items, notes, operations
@@ -18,9 +20,12 @@ from pyrepl.lineage import Lineage
 from pyrepl.operations import Copied, CopiedImage, Created, Deleted, Effect, Operation, Resized, Reworked
 from pyrepl.point import Point
 from pyrepl.roles import MOST_ABOVE, SECONDARY
+from pyrepl.shortage import NoRoom, room_for
 
 if TYPE_CHECKING:
     from pyrepl.site import Site
+
+LOOK = 0.1  # seconds until it is looked again whether a place in the journal can be waited for
 
 
 class Intake:
@@ -93,12 +98,12 @@ class Intake:
         travel = batch.head(head)
         if travel.kind == layout.BATCH_EVENTS:
             site.protective.check_room(len(payload), travel.count)
-            _, after = site.window.append_received(head, payload)
+            after = self._append(head, payload)
             site.end.take_events(travel.first_lsn + travel.count - 1)
         elif travel.kind == layout.BATCH_COPIED:
             self._protect()
             site.protective.check_room(len(payload))
-            _, after = site.window.append_received(head, payload)
+            after = self._append(head, payload)
             site.end.take_copied(travel.item)
         else:
             record = batch.records(head)[0]
@@ -109,6 +114,18 @@ class Intake:
                 after = self._receive_item(head, payload, items.decode(body), travel.item)
         return after
 
+    def _append(self, head: memoryview, payload: memoryview, blocks: Sequence[int] = ()) -> int:
+        """Waits for its place in the journal; the position after it.
+
+        Raises:
+            Refused: the site stands still, and there is none.
+        """
+        while True:
+            try:
+                return self.site.window.append_received(head, payload, blocks=blocks, timeout=LOOK)[1]
+            except TimeoutError:
+                self.site.shortage.turn_away()
+
     def _receive_operation(self, head: memoryview, payload: memoryview, operation: Operation, lsn: int) -> int:
         site = self.site
         operation.check(site.end.catalog)
@@ -116,7 +133,8 @@ class Intake:
         catalog = site.end.catalog.copy()
         operation.apply(catalog)
         operations.judge(effects, catalog, site.region_size)
-        site.reserve([e for e in effects if isinstance(e, Resized)], {}, {})
+        with suppress(NoRoom), room_for():  # else the site stands still where it is to be performed
+            site.reserve([e for e in effects if isinstance(e, Resized)], {}, {})
         refused = self._refuse(effects, lsn)
         if refused or operations.unsettles(operation):
             self._protect()
@@ -126,7 +144,7 @@ class Intake:
         if works:
             site.outcomes.receive(len(site.end.catalog.stores))
         try:
-            _, after = site.window.append_received(head, payload, blocks=operation.blocks)
+            after = self._append(head, payload, operation.blocks)
         except BaseException:
             if not refused:
                 site.gallery.redeem(effects)
@@ -184,7 +202,7 @@ class Intake:
             self._protect()
             if isinstance(item, items.Fork):
                 self._turn()
-        _, after = site.window.append_received(head, payload)
+        after = self._append(head, payload)
         site.end.take_item(item, number)
         match item:
             case items.Fork() | items.Skip():

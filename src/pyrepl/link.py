@@ -206,6 +206,7 @@ class Link:
         self._siblings: list[tuple[bytes, int]] | None = None  # as the secondary was told of them
         self.applied_lsn = self.received_lsn = 0
         self.last_error = ""
+        self.stands = ""  # why the secondary performs nothing now, as last heard
         self.state = "connecting"
         self.bytes_sent = dict.fromkeys(KINDS, 0)
         self.frames_sent = 0
@@ -396,6 +397,7 @@ class Link:
             self.bytes_sent["control"] += self.session.bytes_sent
             self.session.close()
         self._reset()
+        self.stands = self.stands if state in ("connecting", "refused") and not self.paused else ""
         self.state = "paused" if self.paused else state
         if error or self.paused:  # who pauses a link knows why it is not connected
             self.last_error = error
@@ -412,8 +414,8 @@ class Link:
             case Ack():
                 if not self.is_stale:
                     self._acknowledged(received)
-            case Heartbeat():
-                pass
+            case Heartbeat(stands=stands):
+                self.stands = stands
             case Digests():
                 self._digests(received)
             case Welcome() | Paired():
@@ -424,12 +426,14 @@ class Link:
                     self._meet(received.node, received.lineage, received)
                 if code in HELD_UP:
                     self._ask_first()
+                self.stands = text if code == "space" else ""
                 raise Refused(f"the secondary refuses: {text}", reason=code, retryable=code in messages.PASSING,
                               link=self.name)
             case Close(code=code, text=text):
                 if code in HELD_UP:
                     self._ask_first()
                 if code == "space":
+                    self.stands = text
                     raise Refused(f"the secondary refuses: {text}", reason=code, retryable=True, link=self.name)
                 raise PeerError(f"the secondary closed the connection: {text or code}", retryable=True, reason=code)
             case _:
@@ -746,6 +750,7 @@ class Link:
             "connections": self.connections,
             "synced": connected and self.consistent and not differs and lag == 0 and self.is_informed
             and self.site.is_settled,
+            "stands": self.stands,
             "reason": self._reason(word == "resyncing"),
             "last_error": self.last_error,
             "refused": [{"lsn": refusal.lsn, "reason": refusal.reason} for refusal in list(self.refused)],
@@ -794,6 +799,7 @@ class Link:
         self.applied_lsn, self.received_lsn = greeting.applied_lsn, greeting.received_lsn
         self.state = "connecting"
         self.last_error = greeting.lost or (self.last_error if self.asks_first else "")  # else what was wrong is over
+        self.stands = ""  # or its first heartbeat says so again
         self.consistent = self._will_be_consistent = greeting.consistent
         self._hear_of(greeting.refusals)
         self._told_different = greeting.different

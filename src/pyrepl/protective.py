@@ -23,7 +23,6 @@ made (``views``).
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING, Any
 
 from pyrepl import notes
@@ -32,6 +31,7 @@ from pyrepl.errors import NotFound, Refused, check
 from pyrepl.lineage import Lineage
 from pyrepl.operations import Copied, Created, Deleted, Effect, Resized
 from pyrepl.point import Point
+from pyrepl.shortage import NoRoom
 from pyrepl.views import PROTECTIVE
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 SPARE = 16 << 20  # bytes that a resync leaves to events and to what else is written
 LEAST = 4 << 20  # bytes that events leave, while what they overwrite is kept
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _TOKEN = b"protective"
 
 
@@ -68,7 +67,10 @@ class Protective:
         if not site.delay.is_parking:
             return True  # readers find all that has arrived
         is_past = self._record is None or self.is_over()
-        return site.here.consistent and is_past and site.window.state().applied_position >= self._unsettled
+        state = site.window.state()
+        if state.shown_position is not None and not site.shortage.shows(state.shown_position):
+            return False
+        return site.here.consistent and is_past and state.applied_position >= self._unsettled
 
     @property
     def snapshot(self) -> ProtectiveSnapshot | None:
@@ -207,6 +209,7 @@ class Protective:
     def _keep(self) -> None:
         site = self.site
         site.applier.catch_up()
+        site.shortage.check("keep the protective snapshot that must be there before a resync")
         here, end = site.here, site.end
         if (here.lsn, here.item) != (end.lsn, end.item):
             raise Refused(
@@ -222,21 +225,19 @@ class Protective:
         stores = list(here.catalog)
         try:
             kept = site.views.open_now([store.id for store in stores], PROTECTIVE)
-        except Refused as error:
-            raise Refused(
-                f"{error.text}. A protective snapshot of {len(stores)} stores must be kept before the resync; to go "
-                f"without it: pyrepl group unprotect {site.name}",
-                reason="state",
-                retryable=True,
-            ) from error
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
+        except NoRoom as error:
             raise Refused(
                 f"the file system of group {site.name!r} has no space for the protective snapshot that must be kept "
                 f"before the resync: it stands still. Free some space, or go without it: pyrepl group unprotect "
                 f"{site.name}",
                 reason="space",
+                retryable=True,
+            ) from error
+        except Refused as error:
+            raise Refused(
+                f"{error.text}. A protective snapshot of {len(stores)} stores must be kept before the resync; to go "
+                f"without it: pyrepl group unprotect {site.name}",
+                reason="state",
                 retryable=True,
             ) from error
         self._awaited = True

@@ -143,7 +143,7 @@ class Replica:
     def heartbeat(self) -> bytes:
         """The frame that says that this side is still here."""
         self._heartbeats += 1
-        return self.session.send(Heartbeat(number=self._heartbeats))
+        return self.session.send(Heartbeat(number=self._heartbeats, stands=self.site.shortage.words()[:1024]))
 
     # ---------------------------------------------------------------- what is acknowledged
 
@@ -263,6 +263,8 @@ class Replica:
             self._refuse_primary(hello)
         if site.roles.changing:
             self._refuse("busy", f"group {site.name!r} is changing its role on this node: try again")
+        if site.outcomes.is_pending and site.shortage.stands:
+            self._refuse("space", site.shortage.words())
         if site.outcomes.is_pending:
             self._refuse("busy", f"group {site.name!r} performs a plug-in on this node, and cannot say what came of it "
                                  f"yet: try again")
@@ -329,6 +331,7 @@ class Replica:
         self._hello = hello
         if site.group_id is not None:
             site.protective.check_feed()
+            site.shortage.check_feed()
             site.roles.follow(hello.node, hello.path, hello.turns)  # rule role_follow
         self._settle_position()
         return self.session.send(
@@ -404,7 +407,7 @@ class Replica:
         site, session = self.site, self.session
         if not self._forked or session.state is not State.OPEN or site.role != "secondary":
             return None
-        if site.protective.is_tight:
+        if site.protective.is_tight or site.shortage.stands:
             return None
         if self._reach is None:
             self._reach = Reach(alignment=site.alignment)

@@ -27,6 +27,7 @@ from pyrepl.errors import Refused, check
 from pyrepl.history import History, Overtaken
 from pyrepl.lineage import Lineage, common
 from pyrepl.parting import FORGOTTEN, Parting, parting, words
+from pyrepl.shortage import NoRoom
 
 if TYPE_CHECKING:
     from pyrepl.items import FoundDifferent, LinkInfo
@@ -98,6 +99,7 @@ class Roles:
             raise Refused(f"group {site.name!r} is a secondary here already", reason="role")
         check(self.held, "a primary stops accepting before it steps down")
         site.applier.finish()
+        site.shortage.check("step down")
         here = site.here
         lsn = site.window.state().end_lsn
         check(here.lsn == lsn and here.catalog.stores == site.end.catalog.stores, "everything is applied")
@@ -213,11 +215,16 @@ class Roles:
         if site.role != SECONDARY:
             raise Refused(f"group {site.name!r} is a primary here already", reason="role")
         site.applier.finish()
+        site.shortage.check("lead")
         self.check_lead(site.here, alone=alone, force=force)
         site.delay.end()
         returned = not site.here.consistent
         if returned:
-            site.protective.go_back()  # rule protect_return: durable with the role
+            try:
+                site.protective.go_back()  # rule protect_return: durable with the role
+            except NoRoom:
+                site.delay.begin()
+                raise
             for link in site.links.values():
                 with link.guard:
                     link.begin_again("this site went back to its protective snapshot")

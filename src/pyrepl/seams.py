@@ -112,5 +112,6 @@ class Placement(Protocol):
     def remove(self, path: str) -> None:
         """Gives the space back, if ``create`` made it; a device that was given is left alone."""
 
-    def room(self) -> int:
-        """Bytes that the devices of ``create`` can still take, all together."""
+    def room(self, path: str = "") -> int:
+        """Bytes that the devices of ``create`` can still take, all together; or what the file system of that path has
+        left."""

@@ -17,6 +17,7 @@ from pyrepl.errors import InternalError, check
 from pyrepl.notes import Placed, Worked
 from pyrepl.operations import Copied, CopiedImage, Created, Deleted, Effect, Resized, Reworked
 from pyrepl.seams import Placement
+from pyrepl.shortage import room_for
 
 _ENTRY = struct.Struct("<QQII")  # pr_map_entry
 
@@ -51,7 +52,15 @@ class Shelf:
 
         Returns:
             where each new store is placed, where the scratch is placed if it is new, and the size of the scratch.
+
+        Raises:
+            NoRoom: for one of them. What was made by then is made again by the next call, or swept by a start.
         """
+        with room_for():
+            return self._prepare(effects, reserved, names)
+
+    def _prepare(self, effects: list[Effect], reserved: dict[int, tuple[str, bool]],
+                 names: dict[int, str]) -> tuple[list[Placed], Placed | None, int]:
         placed: list[Placed] = []
         region = self.stores.region_size
         taken = self._taken_slots()

@@ -46,6 +46,7 @@ from pyrepl.recovery import recover
 from pyrepl.roles import NOBODY, PRIMARY, SECONDARY, Roles
 from pyrepl.seams import Entropy, Gate, NoPlugins, OpenGate, Placement, Plugins
 from pyrepl.shelf import Shelf
+from pyrepl.shortage import Shortage
 from pyrepl.siblings import Siblings
 from pyrepl.standing import standing
 from pyrepl.verification import Verification
@@ -130,6 +131,7 @@ class Site:
         self.verification = Verification(self)
         self.roles = Roles(self)
         self.delay = Delay(self)
+        self.shortage = Shortage(self)
         self.expect_notes(0)
         self.room = self._room = journal.log_size - reserve  # what batches may use of the log
         # What links may hold of it before it is folded: the longest event (1 MiB, half of a small log) still fits.
@@ -268,6 +270,8 @@ class Site:
 
     def _open_window(self, position: int, tail: int, chain: int) -> None:
         applied = getattr(self, "_applied_position", position)
+        if applied < position:
+            self.shortage.tear(position)  # what is to be redone may be done in part
         self.window.open(
             self.journal.device,
             log_offset=self.journal.log_offset,
@@ -343,12 +347,19 @@ class Site:
             return True
         applied = self.applier.apply()
         state = self.window.state()
+        if self.shortage.stands and self._has_spare() and self.applier.give_back():
+            return True
         if self.is_crowded():
             return applied
         hurry = state.applied_lsn < self._urgent_lsn or state.ring_used > state.ring_size // 2
         if hurry and len(self.shelf.zombies) <= MOST_ZOMBIES:
             return applied
         return self.applier.move() or applied
+
+    def _has_spare(self) -> bool:
+        """A few notes that make room for stores find some in the log, however full of events that is."""
+        state, reserve = self.window.state(), self.journal.log_size - self._room
+        return state.end_position - state.tail_position < self.journal.log_size - reserve // 2
 
     def is_crowded(self) -> bool:
         """What is left of the log belongs to the notes of events: the mover's would take their place."""
@@ -378,8 +389,15 @@ class Site:
             self._checkpoint()
         return not self.is_crowded()
 
+    @property
+    def wait(self) -> float | None:
+        """Seconds until a step may find something to do that needs no event; None: for ever."""
+        return min((one for one in (self.delay.wait, self.shortage.wait) if one is not None), default=None)
+
     def _is_checkpoint_due(self) -> bool:
         state = self.window.state()
+        if self.shortage.stands and self.shelf.graveyard:
+            return True  # files that nobody needs go only after one, and make room
         progress = state.applied_position - self._checkpoint_position
         if progress >= min(self.options.checkpoint_bytes, self._room // 4) or self.siblings.is_due:
             return True

@@ -68,6 +68,8 @@ def standing(site: Site) -> dict[str, Any]:
             "flushes": state.flushes,
         },
         "delay": site.delay.told(),
+        "stands": site.shortage.told(),
+        "mover_rests": site.shortage.mover_told(),
         "map_memory": site.stores.map_memory(),
         "bytes_avoided": site.applier.bytes_avoided,
         "failed": state.failed,

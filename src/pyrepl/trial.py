@@ -97,8 +97,10 @@ class Trial:
 
     def told(self) -> dict[str, Any]:
         """For people and programs. ``space``: bytes that its files take."""
+        fault, site = self.group.fault, self.group.site_if_any
+        error = str(fault) if fault is not None else site.shortage.words() if site is not None else ""
         return {"number": self.number, "lsn": self.lsn, "opened": self._opened, "space": _space(self._folder),
-                "exports": self._owner.holders(self), "error": str(self.group.fault) if self.group.fault else None}
+                "exports": self._owner.holders(self), "error": error or None}
 
     def discard(self) -> None:
         """Its group and files; the views are its owner's."""

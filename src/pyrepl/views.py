@@ -23,6 +23,7 @@ from pyrepl._core import layout
 from pyrepl.catalog import MOST_VIEWS, View
 from pyrepl.errors import NotFound, Refused, check
 from pyrepl.operations import Copied, Created, Deleted, Effect
+from pyrepl.shortage import room_for
 
 if TYPE_CHECKING:
     from pyrepl.site import Site
@@ -108,6 +109,7 @@ class Views:
 
             def open_them() -> list[View]:
                 site.make_room_for_note()
+                site.shortage.check("show what its stores show")  # rule stand_whole
                 opened = self._open_all(stores, "", {store: self.judge(store) for store in stores})
                 return [opened[store] for store in stores]
 
@@ -257,7 +259,8 @@ class Views:
             made: list[View] = []
             for store, (source, name, size, lsn) in shown.items():
                 number = self.take_number()
-                paths[number] = (site.shelf.placement.create(f"view-of-{name}", number, size), True)
+                with room_for():
+                    paths[number] = (site.shelf.placement.create(f"view-of-{name}", number, size), True)
                 made.append(View(id=number, store=store, name=name, size=size, lsn=lsn, label=label, source=source))
             effects = [effect for view in made for effect in _effects(view, site.region_size)]
             placed, scratch, _ = site.shelf.prepare(effects, paths, {})
@@ -287,6 +290,7 @@ class Views:
 
     def _keep(self, label: str, stores: list[int]) -> None:
         self.site.applier.catch_up()
+        self.site.shortage.check("keep what its stores show")  # rule stand_whole
         torn = self.kept(label)  # a crash left a part of them
         if torn:
             self._close([view.id for view in torn])

@@ -242,6 +242,7 @@ class Workshop:
         self.site = site
         self._position = 0  # of the operation at hand; 0: none
         self._jobs: list[_Job] = []
+        self._done: tuple[int, Done] = 0, NOTHING  # of the operation that stood at that position
 
     @property
     def is_busy(self) -> bool:
@@ -249,11 +250,14 @@ class Workshop:
         return bool(self._jobs)
 
     def done(self, works: list[Perform], position: int, lsn: int, *, wait: bool) -> Done | None:
-        """What came of the plug-ins of the operation at this position; None: they are not done, ask again.
+        """What came of the plug-ins of the operation at this position; None: they are not done, ask again. The same
+        until :meth:`forget`.
 
         Args:
             wait: it must be done when this returns.
         """
+        if self._done[0] == position:
+            return self._done[1]  # its operation found no room
         if self._position != position:
             self.abandon()
             self._begin(works, lsn)
@@ -270,11 +274,20 @@ class Workshop:
         decides = all(job.told is None for job in jobs)
         differs = "" if decides else next((job.problem for job in jobs if job.problem), "")
         told = [job.told for job in jobs if job.told is not None]
-        return Done([job.outcome for job in jobs], decides, benches, differs, told)
+        done = Done([job.outcome for job in jobs], decides, benches, differs, told)
+        self._done = position, done
+        return done
+
+    def forget(self) -> None:
+        """The operation is performed."""
+        self._done = 0, NOTHING
 
     def abandon(self) -> None:
         """What is under way is given up: nothing of it was said, and it is run again when it is asked for."""
         jobs, self._jobs, self._position = self._jobs, [], 0
+        for bench in self._done[1].benches:
+            bench.drop()
+        self.forget()
         for job in jobs:
             if job.run is not None:
                 job.run.end()

@@ -6,9 +6,8 @@ from __future__ import annotations
 import errno
 import os
 import random
-import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,38 +18,13 @@ from pyrepl.demo.proxy import Proxy
 from pyrepl.errors import PyreplError
 from pyrepl.runtime import dialer
 from tests.support.clients import until
+from tests.support.full_disk import Small
 
 MIB = 1 << 20
 SIZE = 16 * MIB
 WAIT = 60.0
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
-
-
-class Small:
-    """A file system of 100 MiB."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.folder, self._ballast = folder, folder / "ballast"
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", str(folder)], check=True)
-
-    @property
-    def free(self) -> int:
-        left = os.statvfs(self.folder)
-        return left.f_bavail * left.f_frsize
-
-    def leave(self, room: int) -> None:
-        """So many bytes are left, and never more meanwhile."""
-        with open(self._ballast, "ab") as ballast:
-            os.posix_fallocate(ballast.fileno(), 0, ballast.tell() + self.free - room)
-
-    def give(self) -> None:
-        """All that nobody else uses is left."""
-        self._ballast.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        subprocess.run(["umount", "-l", str(self.folder)], check=True)
 
 
 class Pair:
@@ -178,23 +152,32 @@ def test_giving_the_snapshot_up_is_enough(pair: Pair) -> None:
     assert pair.is_equal()
 
 
-def fail(pair: Pair) -> None:
-    """A snapshot keeps what is overwritten: the secondary's group fails when there is no space for that."""
+def fail(pair: Pair) -> Callable[[], None]:
+    """A snapshot keeps what is overwritten, which cannot be read at the secondary: its group fails. What is returned makes
+    the disk as it was."""
     pair.volume.snapshot("monday")
-    pair.small.leave(0)
-    until(lambda: not pair.small.free, "it is full", WAIT)
+    pair.group.wait(pair.group.flush(), where="paris", timeout=WAIT)
+    path = Path(next(store["path"] for store in pair.far.status()["stores"] if store["name"] == "data"))
+    held = path.read_bytes()
+    os.truncate(path, 0)
     pair.write(0, 8 * MIB)
     until(lambda: pair.far.fault is not None, "its group fails", WAIT)
+
+    def heal() -> None:
+        with path.open("r+b") as file:
+            file.write(held)
+
+    return heal
 
 
 def test_a_group_that_failed_at_the_secondary(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dialer, "PASSES", 1.0)
-    fail(pair)
+    heal = fail(pair)
     until(lambda: pair.link.status()["state"] == "refused", "the link says so", WAIT)
     told = pair.link.status()["last_error"]
-    assert "group 'db' has failed" in told and "No space left on device" in told and "pyrepl group open db" in told
+    assert "group 'db' has failed" in told and "Input/output error" in told and "pyrepl group open db" in told
     assert "on that node" in told and "create" not in told
-    pair.small.give()
+    heal()
     pair.there.open_group("db")
     assert pair.is_equal()
     assert pair.far.store("monday").read(0, SIZE) == pair.group.store("monday").read(0, SIZE)

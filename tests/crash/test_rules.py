@@ -36,7 +36,7 @@ SEEDS = range(300, 340)
 OFF: dict[str, tuple[type, str, list[tuple[str, str]]]] = {
     "journal_first": (
         Applier,
-        "apply",
+        "_apply",
         [
             ("self.window.make_durable(state.end_position)", "self.window.write_out(state.end_position)"),
             ("(position, min(old, state.durable_position), limit)", "(position, state.end_position, limit)"),

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "src" / "pyrepl"
 LAYERS = [  # docs/architecture.md "Rooms" is this list; a room may import from its own layer and from those above
     ["_core"],
     ["errors"],
-    ["lineage", "options", "parting", "seams"],
+    ["lineage", "options", "parting", "seams", "shortage"],
     ["catalog", "operations", "items", "notes"],
     ["point", "journal", "shelf", "divergence"],
     ["inspection", "history"],

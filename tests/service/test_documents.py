@@ -95,7 +95,7 @@ def unit(name: str) -> str:
     last = name.removesuffix("_total").rpartition("_")[2]
     if last in ("bytes", "seconds"):
         return last
-    if last in ("info", "state", "role", "consistent", "protected", "connected", "synced", "degraded", "writers"):
+    if last in ("info", "state", "role", "consistent", "protected", "connected", "synced", "degraded", "writers", "still"):
         return "0 or 1"
     return "LSN" if last == "lsn" else "count"
 

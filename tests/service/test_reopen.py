@@ -124,7 +124,7 @@ def test_a_disk_fails_and_comes_back(
     assert client.read(0, BLOCK) == before[:BLOCK]
     near.client.start_export("trial", "db", "data", trial=True)
 
-    disk.fail()
+    disk.fill() if what == "journal" else disk.lock()
     writer.write_until_it_fails()
     assert "pyrepl group open db" in group.status()["error"]
     assert "pyrepl group open db" in near.pyrepl("status", "db")
@@ -134,7 +134,7 @@ def test_a_disk_fails_and_comes_back(
     with suppress(PyreplError):  # the cause is still there: it fails at once, or at its first write
         near.client.open_group("db")
     until(lambda: group.status()["state"] == "failed", "it fails again")
-    disk.heal()
+    disk.give() if what == "journal" else disk.unlock()
     assert near.pyrepl("group", "open", "db").startswith("db  primary")
     writer.check()
     with pytest.raises(Refused, match="works"):

@@ -77,6 +77,20 @@ def test_a_sync_link_says_when_writes_do_not_wait_for_it(nodes, tmp_path):
     assert [(one["degraded"], one["text"]) for one in heard.look()] == [(False, "writes wait for it again")]
 
 
+def test_a_link_says_when_its_secondary_stands_still(nodes, tmp_path):
+    pair = Pair(nodes, tmp_path)
+    link = pair.link()
+    link.wait_synced(WAIT)
+    heard = Heard(pair.here)
+    heard.look()
+    with link._link.guard:  # else the next heartbeat comes before anybody looks
+        link._link.stands = "it stands still"
+        told = heard.look() + heard.look()
+    assert [(one["state"], one["text"]) for one in told] == [("streaming", "it stands still")]
+    until(lambda: not link.status()["stands"], "its secondary says that it does not", WAIT)
+    assert [(one["state"], one["text"]) for one in heard.look()] == [("streaming", "its secondary goes on")]
+
+
 def test_a_split_brain_is_told_once_for_each_fork(nodes, tmp_path, caplog):
     parted = Parted(nodes, tmp_path)
     heard = Heard(parted.here)
@@ -106,6 +120,7 @@ def test_the_form_of_a_line(nodes, caplog):
 
 @pytest.mark.parametrize(("event", "level"), [
     ({"event": "split-brain", "text": "x"}, logging.ERROR), ({"event": "group-failed"}, logging.ERROR),
+    ({"event": "stands-still"}, logging.ERROR), ({"event": "goes-on"}, logging.INFO),
     ({"event": "link-state", "state": "down", "degraded": False}, logging.WARNING),
     ({"event": "link-state", "state": "diverged", "degraded": False}, logging.WARNING),
     ({"event": "link-state", "state": "streaming", "degraded": True}, logging.WARNING),

@@ -121,7 +121,7 @@ class World:
         self.disks[path] = Disk(size)
         return path
 
-    def room(self) -> int:
+    def room(self, path: str = "") -> int:
         return self.left
 
     def open(self, path: str, size: int) -> SimulatedDevice:

@@ -139,8 +139,10 @@ class Window:
     def append_note(self, note_type: int, body: Buffer) -> int:
         """Its place in the log; the position after it is returned. Not written yet: make_durable(position).
         Never waits. OSError (ENOSPC): not even the reserve has room; ValueError: longer than PR_MAX_NOTE."""
-    def append_received(self, head: Buffer, payload: Buffer, *, blocks: Sequence[int] = (), wait: bool = True) -> tuple[int, int]:
+    def append_received(self, head: Buffer, payload: Buffer, *, blocks: Sequence[int] = (), wait: bool = True,
+                        timeout: float | None = None) -> tuple[int, int]:
         """A secondary appends a judged batch unchanged: (position, position after it). Events and operations move the LSN.
+        Waits for room; TimeoutError: for so many seconds in vain.
         The judge is the caller's (pyrepl._core.batch.judge); ValueError: lengths or descriptors that do not fit together."""
     def write_out(self, position: int) -> None:
         """Returns when the log is written up to `position`. ValueError: beyond the end."""

@@ -98,7 +98,7 @@ def import_(node: RemoteNode, journal: str, resume: Literal["ask", "alone"], for
 @json_option
 @asks_daemon
 def open_(node: RemoteNode, group: str, as_json: bool) -> None:
-    """A group that has failed is opened again from its journal, when the cause is gone: a disk that was full or away is
+    """A group that has failed is opened again from its journal, when the cause is gone: a disk that was away is
     back. No other group is touched.
 
     All that was acknowledged is there. Exports are served again; NBD clients that are attached lose their connection.

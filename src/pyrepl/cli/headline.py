@@ -124,7 +124,9 @@ def _led(status: dict[str, Any], paint: Paint) -> str:
 
 
 def _standing(status: dict[str, Any], paint: Paint) -> str:
-    """That the applier stands at a mark."""
+    """That the applier stands at a mark, or still, for want of room."""
+    if status.get("stands"):
+        return ", " + paint(status["stands"]["text"], "bad")
     for run in status.get("hooks") or ():
         if run["hold"] and run["state"] == "running":
             return paint(f", held at mark {run['mark']} (LSN {run['lsn']}) for {duration(run['seconds'])}", "warn")
@@ -150,6 +152,8 @@ def _link(link: dict[str, Any], journal: str, paint: Paint) -> str:
         since = link.get("refused_since") if why else None
         lasts = f" for {duration(max(0.0, time.time() - since))}" if since is not None else ""
         words.append(paint(state, LINK_WEIGHT.get(state, "bad")) + lasts + why)
+    if link.get("stands") and state not in TROUBLED:
+        words.append(paint(link["stands"], "bad"))
     if link["consistent"]:
         words.append(paint("consistent", "good"))
     elif link.get("peer") and not link.get("connections", 1):  # since the start: the secondary has yet to say
@@ -217,8 +221,10 @@ def detail(status: dict[str, Any]) -> list[str]:
     if different := status.get("found_different"):
         found.append(f"  different  {found_different(different)}{_ago(different['time'])}: `pyrepl verify "
                      f"{status['group']}` at its primary repairs that; until then it leads only with --force")
+    if status.get("mover_rests"):
+        found.append(f"  mover      {status['mover_rests']['text']}")
     for trial in status.get("trials") or ():
-        held = f"{trial['exports']} exports" + (f", failed: {trial['error']}" if trial["error"] else "")
+        held = f"{trial['exports']} exports" + (f", {trial['error']}" if trial["error"] else "")
         found.append(f"  trial      as of LSN {trial['lsn']}, {human(trial['space'])}, {held}")
     for run in (status.get("hooks") or [])[-5:]:
         what = f": {run['text'].splitlines()[0]}" if run["text"] else ""

@@ -56,6 +56,10 @@ def judge(groups: list[dict[str, Any]], limits: Limits) -> Verdict:
         found += [(CRITICAL, f"{name} {split_brain(group, one)}") for one in parted]
         if group.get("asking"):
             found.append((CRITICAL, f"{name} inactive: {', '.join(group['asking'])} did not answer who leads"))
+        if group.get("stands"):
+            found.append((CRITICAL, f"{name}: {group['stands']['text']}"))
+        if group.get("mover_rests"):
+            found.append((WARNING, f"{name}: {group['mover_rests']['text']}"))
         if group["role"] != "primary" and not group["consistent"]:
             found.append((WARNING, f"{name} inconsistent"))
         if group.get("found_different"):
@@ -85,6 +89,8 @@ def _link(
     state = BAD_LINKS.get(link["state"], OK)
     error = f": {link['last_error']}" if link["last_error"] and link["state"] in TROUBLED else ""
     found.append((state, f"{name} {link['state']}{error}"))
+    if link.get("stands") and not error:
+        found.append((CRITICAL, f"{name} {link['stands']}"))
     if not link["consistent"]:
         found.append((WARNING, f"{name} inconsistent"))
     if link.get("found_different"):

@@ -120,6 +120,7 @@ class Link(Part):
     in_flight_bytes: Bytes
     bytes_sent: BytesSent
     connections: Count
+    stands: str | None
     reason: str | None
     last_error: str | None
     last_error_time: Time | None
@@ -167,6 +168,16 @@ class Delay(Part):
     waiting_bytes: Bytes
     oldest: Time | None
     shortened: str | None
+
+
+class Shortage(Part):
+    """That the file system of a store's device has no room."""
+
+    device: str | None
+    error: str
+    free: Bytes
+    since: Time
+    text: str
 
 
 class Trial(Part):
@@ -240,6 +251,8 @@ class Group(Part):
     journal: Journal | None
     window: Window | None
     delay: Delay | None
+    stands: Shortage | None
+    mover_rests: Shortage | None
     map_memory: Bytes | None
     bytes_avoided: Bytes | None
     stores: list[Store]

@@ -23,6 +23,8 @@ def group(status: dict[str, Any]) -> output.Group:
         journal=output.pick(output.Journal, journal) if journal else None,
         window=output.pick(output.Window, window) if window else None,
         delay=output.pick(output.Delay, delay) if delay else None,
+        stands=_shortage(status.get("stands")),
+        mover_rests=_shortage(status.get("mover_rests")),
         stores=[output.pick(output.Store, store) for store in status.get("stores") or ()],
         kept=[output.pick(output.Store, store) for store in status.get("kept") or ()],
         links=[link(one) for one in status["links"]],
@@ -30,6 +32,10 @@ def group(status: dict[str, Any]) -> output.Group:
         split_brain=[output.pick(output.SplitBrain, one) for one in status.get("split_brain") or ()],
         hooks=[output.pick(output.HookRun, run, text=run["text"] or None) for run in status.get("hooks") or ()],
     )
+
+
+def _shortage(told: dict[str, Any] | None) -> output.Shortage | None:
+    return output.pick(output.Shortage, told) if told else None
 
 
 def link(status: dict[str, Any]) -> output.Link:
@@ -46,6 +52,7 @@ def _parts(status: dict[str, Any]) -> dict[str, Any]:
     return {
         "found_different": _different(status),
         "bytes_sent": output.pick(output.BytesSent, status["bytes_sent"]),
+        "stands": status.get("stands") or None,
         "reason": status["reason"] or None,
         "last_error": status["last_error"] or None,
     }

@@ -68,11 +68,11 @@ def status(
 
     --check follows the convention of monitoring plug-ins: one line with figures behind a bar, and the worst that
     was found as exit status: 0 ok, 1 warning, 2 critical, 3 unknown. Critical: a group failed; a split brain; a
-    link is refused, diverged or down; it, or the journal, is beyond a critical threshold. Warning: a link is
-    paused, connecting (also while its secondary is busy, for 10 s) or resyncing; a sync link does not hold writes
-    back; a secondary is inconsistent, or its primary is not connected; a verification has found a secondary's copy
-    different, and did not repair it; beyond a warning threshold. Unknown: the daemon does not answer, or there is no
-    such group.
+    link is refused, diverged or down; it, or the journal, is beyond a critical threshold; this site, or a
+    secondary, stands still for want of room. Warning: a link is paused, connecting (also while its secondary is
+    busy, for 10 s) or resyncing; a sync link does not hold writes back; a secondary is inconsistent, or its primary
+    is not connected; a verification has found a secondary's copy different, and did not repair it; the mover rests
+    for want of room; beyond a warning threshold. Unknown: the daemon does not answer, or there is no such group.
 
     \b
     Example:
@@ -215,7 +215,7 @@ def _changes(group: dict[str, Any]) -> list[tuple[str, tuple[Any, ...], str]]:
     """For each line: whose it is, the words of which a change counts, and the line."""
     parted = group.get("split_brain") or []
     own = (group.get("role"), group["state"], group["error"], group.get("consistent"), group.get("primary_connected"),
-           (group.get("found_different") or {}).get("lsn"),
+           (group.get("found_different") or {}).get("lsn"), group.get("stands") is None,
            *((one["node"], one["fork_lsn"]) for one in parted if one["link"] is None))
     links = group["links"] if group["state"] == "active" and group.get("role") == "primary" else []
     if not links:
@@ -224,6 +224,7 @@ def _changes(group: dict[str, Any]) -> list[tuple[str, tuple[Any, ...], str]]:
     for link in links:
         mine = [one for one in parted if one["link"] in (None, link["name"])]
         words = (*own, link["state"], link["consistent"], link["synced"], link["degraded"], link["last_error"],
+                 bool(link.get("stands")),
                  (link.get("found_different") or {}).get("lsn"),
                  *((one["node"], one["fork_lsn"]) for one in mine))
         lines = headline.lines({**group, "links": [link], "split_brain": mine})

@@ -145,9 +145,11 @@ class Ack(Message, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """Still here. ``number`` counts the sender's heartbeats."""
+    """Still here. ``number`` counts the sender's heartbeats. ``stands``: of a secondary that performs nothing for want
+    of room: why; it takes in what comes all the same, as far as its journal has room."""
 
     number: Count
+    stands: Text = ""
     # From a primary, when it is news: all its other secondaries, each with the last LSN at which it is known to be an
     # earlier state of the primary, or 0.
     siblings: Annotated[list[tuple[Uuid, Count]], Meta(max_length=MOST_SIBLINGS)] | None = None

@@ -161,7 +161,7 @@ class Driver:
                     code = abs(state.failed)
                     raise OSError(code, os.strerror(code), self._site.journal.device.name)
                 # At a mark that is held nothing can be applied until the gate says so, or the journal fills.
-                waits = self._site.applier.held or self._site.delay.wait is not None
+                waits = self._site.applier.held or self._site.wait is not None
                 self._idle_at = state.end_position if waits else state.applied_position
                 self._idle.set()
         except BaseException as error:  # of whatever kind: the site stands in the middle of a step
@@ -188,12 +188,12 @@ class Driver:
                 self._idle.wait()
                 self._idle.clear()
                 beyond = self._idle_at
-                due = self._site.delay.wait
+                due = self._site.wait
                 begin = time.monotonic()
                 while not self._stopping:
                     if self._idle.is_set():  # the applier has looked again: another delay may have been chosen
                         self._idle.clear()
-                        beyond, due, begin = self._idle_at, self._site.delay.wait, time.monotonic()
+                        beyond, due, begin = self._idle_at, self._site.wait, time.monotonic()
                     left = _LOOK if due is None else min(_LOOK, begin + due - time.monotonic())
                     if left <= 0 or window.wait_written(beyond, left) > beyond:
                         break

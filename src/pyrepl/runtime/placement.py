@@ -103,10 +103,13 @@ class FilePlacement:
         if self._is_own(path):
             Path(path).unlink(missing_ok=True)
 
-    def room(self) -> int:
-        """What the file system of the folder has left."""
+    def room(self, path: str = "") -> int:
+        """What the file system of the folder has left, or that of a path."""
         self._make_folder()
-        left = os.statvfs(self.folder)
+        try:
+            left = os.statvfs(path or self.folder)
+        except OSError:  # it was not made, for want of room
+            left = os.statvfs(self.folder)
         return left.f_bavail * left.f_frsize
 
     def open_image(self, path: str, size: int) -> Device:

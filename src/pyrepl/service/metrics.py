@@ -61,6 +61,7 @@ FAMILIES: tuple[Family, ...] = (
     _of_group("pyrepl_group_state", GAUGE, "1 for the state of the group", "state"),
     _of_group("pyrepl_group_consistent", GAUGE, "1: the stores here are a state that there was"),
     _of_group("pyrepl_group_protected", GAUGE, "1: not consistent, and keeps its last consistent state"),
+    _of_group("pyrepl_group_stands_still", GAUGE, "1: performs nothing, for the file system of its stores has no room"),
     _of_group("pyrepl_group_split_brain", GAUGE, "Other sites that have written beside this one: `pyrepl resolve`"),
     _of_group("pyrepl_group_primary_connected", GAUGE, "Of a secondary: 1: its primary is connected"),
     _of_group("pyrepl_group_lsn", GAUGE, "Last LSN that has come so far", "reached"),
@@ -90,6 +91,7 @@ FAMILIES: tuple[Family, ...] = (
     _of_link("pyrepl_link_synced", GAUGE, "1: the secondary durably holds all that was written"),
     _of_link("pyrepl_link_degraded", GAUGE, "1: a link of mode sync acknowledges as async, or a bound does not hold"),
     _of_link("pyrepl_link_holds_writers", GAUGE, "1: writes wait, for the secondary is as far behind as it may be"),
+    _of_link("pyrepl_link_stands_still", GAUGE, "1: the secondary takes or performs nothing, for want of room"),
     _of_link("pyrepl_link_bandwidth_bytes", GAUGE, "Most bytes that are sent in a second; 0: no limit"),
     _of_link("pyrepl_link_lag_seconds", GAUGE, "Since when the oldest event was written that the secondary lacks"),
     _of_link("pyrepl_link_lag_events", GAUGE, "Events that the secondary lacks"),
@@ -212,6 +214,7 @@ def _group(samples: _Samples, group: dict[str, Any]) -> None:
         return  # it has failed, or is closed
     samples.add("pyrepl_group_consistent", group["consistent"], name)
     samples.add("pyrepl_group_protected", group["protective"] is not None, name)
+    samples.add("pyrepl_group_stands_still", group["stands"] is not None, name)
     samples.add("pyrepl_group_split_brain", len(group["split_brain"]), name)
     samples.add("pyrepl_group_primary_connected", group["primary_connected"], name)
     for reached, lsn in group["lsn"].items():
@@ -239,6 +242,7 @@ def _link(samples: _Samples, group: str, link: dict[str, Any]) -> None:
     samples.enumerate("pyrepl_link_state", link["state"], LINK_STATES, *labels)
     for word in ("connected", "consistent", "synced", "degraded", "holds_writers"):
         samples.add(f"pyrepl_link_{word}", link[word], *labels)
+    samples.add("pyrepl_link_stands_still", bool(link["stands"]), *labels)
     samples.add("pyrepl_link_bandwidth_bytes", link["bandwidth"] or 0, *labels)
     different = link["found_different"]
     samples.add("pyrepl_link_found_different_bytes", different["bytes"] if different else 0, *labels)

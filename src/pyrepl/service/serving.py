@@ -225,7 +225,7 @@ def _plain(key: str, value: Any) -> str:
 
 def _level(event: dict[str, Any]) -> int:
     match event["event"]:
-        case "group-failed" | "split-brain":
+        case "group-failed" | "split-brain" | "stands-still":
             return logging.ERROR
         case "link-state" if event["state"] not in GOOD or event["degraded"]:
             return logging.WARNING

@@ -1,6 +1,7 @@
 """What becomes of links, and of two primaries that meet, as events: said once when it changes, and what to do about it.
 
-    link-state   a link is another than it was: it connects, ends, is refused; or writes wait for it no longer, or again
+    link-state   a link is another than it was: it connects, ends, is refused; its secondary stands still, for want of
+                 room, or goes on; or writes wait for it no longer, or again
     split-brain  another site has written beside this one, since they last agreed
 
 Looks at the groups of a node whenever it is told to. Decides what counts as a change worth a line: a link that is
@@ -26,6 +27,7 @@ class Seen(NamedTuple):
 
     state: str
     degraded: bool
+    stands: bool = False
 
 
 class Watch:
@@ -73,12 +75,14 @@ class Watch:
         state, degraded = status["state"], bool(status["degraded"])
         if state == "connecting":  # it dials again, and is what it was
             state = last.state if last is not None else state
-        now = Seen(state, degraded)
+        now = Seen(state, degraded, bool(status["stands"]))
         if last is None and (state in GOOD or state == "connecting"):
             return now  # as it should be
         if last is None or last.state != state:
             text = status["last_error"] if state not in GOOD and not parted else ""
             self._tell(group, link, now, text)
+        elif last.stands != now.stands and state in GOOD:
+            self._tell(group, link, now, status["stands"] or "its secondary goes on")
         elif last.degraded != degraded and state == "streaming":
             self._tell(group, link, now, _kept(status) if degraded else "writes wait for it again")
         return now
