@@ -22,6 +22,13 @@ import pytest
 
 MIB = 1 << 20
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = (  # files that take minutes
+    "sanitizers/test_sanitizers", "claims/test_medium", "claims/test_system", "claims/test_kills", "crash/test_verifications",
+    "claims/test_sets", "crash/test_secondary_power_loss", "crash/test_cascade", "demo/test_demo", "clients/test_peers",
+    "crash/test_sets", "quality/test_lint", "cli/test_roles", "cli/test_operations", "service/test_hostile", "kill/test_sigkill",
+    "api/test_room", "api/test_fan", "engine/test_siblings", "engine/test_shortage", "crash/test_rules",
+)
+ORDER = {f"tests/{name}.py": number for number, name in enumerate(LONGEST)}
 
 # Where these are set pytest tells a failed comparison in full: for the contents of two volumes that is a diff that takes hours.
 for _variable in ("CI", "BUILD_NUMBER"):
@@ -37,10 +44,12 @@ def _no_loop() -> str:
     return ""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """A shell ignores SIGINT in what it starts in the background, and so would everything that a test starts and interrupts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # else the files with the fewest tests, which are the longest, come last
 
 
 def pytest_report_header() -> list[str]:
@@ -60,6 +69,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes minutes begins first, and what is to be alone last, so that no process waits long for another."""
+    items.sort(key=lambda item: (item.get_closest_marker("alone") is not None, ORDER.get(item.location[0], len(ORDER))))
     if not config.getoption("--long"):
         for item in items:
             if "long" in item.keywords:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 REPORTS = ("ERROR: AddressSanitizer", "runtime error:")  # not the warning that a size cannot be had: tests ask for it
 
-# Two halves of about the same length, for two cores. Not here: what measures memory (the sanitizer keeps freed memory),
+# Not here: what measures memory (the sanitizer keeps freed memory),
 # and what makes loop devices (a run that is aborted would leave them behind).
 NOT_HERE = ["-m", "not device", "--deselect", "tests/core/test_device.py::test_the_pool_is_bounded"]
 HALVES = {
@@ -124,17 +124,20 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, output: Path, tests: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Only sys.stdout and sys.stderr are captured by pytest: a report goes to the descriptor, and dies with it."""
-    with open(output, "wb") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", *NOT_HERE, *tests],
-            cwd=folder, env=under_sanitizers(folder), stdout=file, stderr=subprocess.STDOUT,
-        )
+def run(folder: Path, tests: Sequence[str]) -> tuple[str, int]:
+    """What these tests print, and how they end. Only sys.stdout and sys.stderr are captured by pytest: a report goes to the
+    descriptor, and dies with it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", "--timeout=600", *NOT_HERE, *tests],
+        cwd=folder, env=under_sanitizers(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        check=False,
+    )
+    return done.stdout, done.returncode
 
 
 @pytest.mark.timeout(1500)  # the first of them builds
-def test_the_suite_without_a_report(sanitized: Path) -> None:
+@pytest.mark.parametrize("half", HALVES)
+def test_the_suite_without_a_report(sanitized: Path, half: str) -> None:
     code = "import pyrepl._core.window as w, pyrepl._core._blk as b; print(w.__file__, b.__file__)"
     used = subprocess.run(
         [sys.executable, "-c", code],
@@ -142,20 +145,12 @@ def test_the_suite_without_a_report(sanitized: Path) -> None:
     ).stdout.split()
     for path in used:
         assert path.startswith(str(sanitized)) and b"__asan_report_load" in Path(path).read_bytes(), "not the copy"
-    running = {name: start(sanitized, sanitized / f"{name}.txt", tests) for name, tests in HALVES.items()}
-    try:
-        codes = {name: process.wait() for name, process in running.items()}
-    finally:
-        for process in running.values():
-            process.kill()
-            process.wait()
-    for name in HALVES:
-        output = (sanitized / f"{name}.txt").read_text(errors="replace")
-        print(f"{name}: {output.splitlines()[-1]}")
-        first = min((output.index(word) for word in REPORTS if word in output), default=None)
-        assert first is None, f"{name}: {output[max(0, first - 500):first + 8000]}"
-        assert not reports(sanitized), reports(sanitized)[:8000]
-        assert codes[name] == 0 and " passed" in output, f"{name} ended with {codes[name]}: {output[-8000:]}"
+    output, code_of_it = run(sanitized, HALVES[half])
+    print(f"{half}: {output.splitlines()[-1]}")
+    first = min((output.index(word) for word in REPORTS if word in output), default=None)
+    assert first is None, output[max(0, first - 500):first + 8000]
+    assert not reports(sanitized), reports(sanitized)[:8000]
+    assert code_of_it == 0 and " passed" in output, f"it ended with {code_of_it}: {output[-8000:]}"
 
 
 @pytest.mark.timeout(120)
