@@ -199,9 +199,7 @@ class Knowledge:
             case Skipped(piece):
                 for store, regions in piece.regions.items():
                     divergence.enter(store, regions)
-                    for awaited in self.early.values():
-                        awaited.enter(store, regions)
-                self.lsn, self.position = piece.upto, piece.position
+                self.pass_over(piece)
             case CopiedRegions(store, runs, read_end):
                 divergence.copied(store, runs, read_end)
                 for awaited in self.early.values():
@@ -209,15 +207,34 @@ class Knowledge:
                         awaited.mark(store, runs)  # it is what the primary showed again
             case Made(store):
                 divergence.add(store.id, store.size // region_size, differs=True)
+                self._remade(store.id)
             case Dropped(store):
                 divergence.remove(store)
+                self._remade(store)
             case Passed():
                 self._pass(effect)
         divergence.arrive(self.lsn)
 
+    def pass_over(self, piece: Piece) -> None:
+        """What was folded into this is performed there. What is performed early at one site sees another content of it
+        than what is performed later at the other, even if it came as events."""
+        for store, regions in piece.regions.items():
+            for awaited in self.early.values():
+                awaited.enter(store, regions)
+        self.lsn, self.position = piece.upto, piece.position
+
+    def _remade(self, store: int) -> None:
+        """What was performed early there of this store, or in it, is gone."""
+        for awaited in self.early.values():
+            if store in awaited.watched:
+                awaited.changed = None
+
     def _pass(self, passed: Passed) -> None:
         divergence = self.divergence
         for store, runs in passed.runs.items():
+            for awaited in self.early.values():
+                if awaited.target == store:
+                    awaited.mark(store, runs)
             known = divergence.maps.get(store)
             if known is not None:
                 regions = RegionMap(known.size)
@@ -229,8 +246,10 @@ class Knowledge:
             case items.Make(info):
                 self.catalog.add(Store(id=info.id, name=info.name, kind=info.kind, size=info.size, origin=info.origin))
                 divergence.remove(info.id)  # what bears its number there is another
+                self._remade(info.id)
             case items.Drop(number):
                 self.catalog.stores.pop(number, None)
+                self._remade(number)
             case items.Skip(lsn):
                 self.lsn = lsn
                 for awaited in self.early.values():

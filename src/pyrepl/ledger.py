@@ -335,7 +335,7 @@ class Ledger:
             elif piece.sent:
                 base.take(Skipped(piece), self.site.region_size)
             else:
-                base.lsn, base.position = piece.upto, piece.position
+                base.pass_over(piece)  # they came as events
             self.backlog.popleft()
         while base.lsn < lsn:
             try:

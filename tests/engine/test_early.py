@@ -6,11 +6,17 @@ import contextlib
 
 import pytest
 
-from pyrepl import operations
+from pyrepl import items, operations
 from pyrepl._core import view
+from pyrepl._core.regions import RegionMap
+from pyrepl.catalog import Catalog, Store
+from pyrepl.divergence import Divergence
 from pyrepl.errors import PyreplError, UsageError
+from pyrepl.knowledge import CopiedRegions, Dropped, Knowledge, Made, Passed, Performed
 from tests.engine.test_link import WEIGHTS, turn
 from tests.support.pair import REGION, Pair
+
+TICKET, OTHER = bytes(16), bytes(15) + b"1"
 
 
 class EarlyPair(Pair):
@@ -227,6 +233,20 @@ def restorable(pair, seed):
     return one, one.a.end.catalog.by_name("s").id
 
 
+def restorables(pair, seed):
+    """Two such; the snapshots are stores 3 and 4."""
+    one = pair(seed)
+    for store in (1, 2):
+        for region in range(6):
+            one.write(store, region * REGION, b"old data" * (REGION // 8))
+    one.operate(operations.snapshot(one.a.end.catalog, ["a", "b"], ["s", "t"]))
+    for store in (1, 2):
+        for region in range(6):
+            one.write(store, region * REGION, one.some_bytes(REGION).replace(bytes(8), b"nonzeros"))
+    one.heal()
+    return one
+
+
 def folded(one):
     """What was written since the cut comes as a skip and copies."""
     one.flush()
@@ -259,6 +279,52 @@ def test_what_was_folded_meanwhile_counts(pair):
     one.adopt(early)
     one.heal()
     assert regions_of(one, before) == 2, "to the snapshot, and to the volume"
+
+
+def test_what_was_folded_when_it_had_come_counts_too(pair):
+    """The secondary has what was written, and has made of it what it did early; the primary, which has not heard that, folds
+    it and learns only by the next greeting that it came as events."""
+    one = restorables(pair, 18)
+    early = [one.begin_snapshot("a"), one.begin_snapshot("b")]
+    arrive(one)
+    one.write(1, 2 * REGION, b"new data" * (REGION // 8))
+    one.write(2, 3 * REGION, b"new data" * 64)
+    one.adopt(early[0], "u")
+    one.adopt(early[1], "w")
+    one.flush()
+    while one.send():
+        one.deliver()
+    one.acknowledge()
+    assert one.b.end.lsn == one.lsn > one.link.base.lsn
+    one.cut()
+    folded(one)
+    before = copied(one)
+    one.heal()
+    assert regions_of(one, before) == 2
+
+
+@pytest.mark.parametrize(("what", "differs"), [
+    (Passed(9, None, {1: [(2, 1)]}), {2}), (Passed(9, None, {3: [(2, 1)]}), set()), (CopiedRegions(1, [(4, 2)], 7), {4, 5}),
+    (Made(Store(id=1, name="a", kind="volume", size=6 * REGION, origin=0)), set(range(6))), (Dropped(1), None),
+    (Passed(9, items.Make(items.StoreInfo(1, "a", "volume", 6 * REGION, 0)), {}), None),
+    (Passed(9, items.Skip(8, [(bytes(16), 0)]), {}), set(range(6)))], ids=lambda value: type(value).__name__)
+def test_what_comes_to_a_restored_volume_beside_the_order(what, differs):
+    """Of the volume that the secondary has restored, and the site that feeds it not: it differs there. None: it is not there,
+    and all of it when it is made again."""
+    stores = {number: Store(id=number, name=name, kind=kind, size=6 * REGION, origin=0)
+              for number, name, kind in ((1, "a", "volume"), (2, "b", "volume"), (3, "s", "snapshot"), (4, "t", "snapshot"))}
+    known = Knowledge(7, 8, Catalog(dict(stores), 5), Divergence({number: RegionMap(6) for number in stores}))
+    known.take(Performed(8, 8, operations.Early(TICKET, 0, 1, 3, 6)), REGION)
+    known.take(Performed(9, 8, operations.Early(OTHER, 0, 2, 4, 6)), REGION)
+    known.take(what, REGION)
+    if differs is None:
+        known.take(Made(stores[1]), REGION)
+    last = [operations.Adopt(TICKET, 0, 1, 3, 6), operations.Adopt(OTHER, 0, 2, 4, 6)]
+    for operation in last:
+        known.take(Performed(10, 8, operation), REGION)
+    found = {number: {region for region in range(6) if region in known.divergence.maps[number]} for number in (1, 2)}
+    assert found[1] == (set(range(6)) if differs is None else differs)
+    assert found[2] == (found[1] if isinstance(what, Passed) and isinstance(what.item, items.Skip) else set())
 
 
 def test_a_volume_that_was_copied_meanwhile_is_no_restored_one(pair):
@@ -342,9 +408,6 @@ def test_what_cannot_be(pair):
     one.forgo(early)
     with pytest.raises(PyreplError):
         one.forgo(early)
-
-
-TICKET = bytes(16)
 
 
 @pytest.mark.parametrize("operation", [
