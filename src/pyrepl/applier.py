@@ -20,7 +20,7 @@ from pyrepl._core.epoch import Epoch
 from pyrepl._core.window import Entry
 from pyrepl.catalog import VOLUME, Catalog
 from pyrepl.errors import check
-from pyrepl.operations import CopiedImage, Created, Deleted, Effect, Operation, Outcome, Perform, Reworked, Set
+from pyrepl.operations import CopiedImage, Created, Deleted, Effect, Operation, Outcome, Perform, Reworked
 from pyrepl.shortage import NoRoom, room_for
 from pyrepl.workshop import NOTHING, Done, Workshop
 
@@ -290,7 +290,7 @@ class Applier:
         region_size = self.site.region_size
         members, begin, came = [], 0, iter(outcomes)
         plain = operations.plain(operation)
-        for member in plain.members if isinstance(plain, Set) else []:
+        for member in operations.members(operation):
             effects = member.effects(region_size)
             regions, begin = sum(changed[begin:begin + len(effects)]), begin + len(effects)
             of = next(came) if isinstance(member, Perform) else Outcome()

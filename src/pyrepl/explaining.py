@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from pyrepl import operations
 from pyrepl.catalog import VOLUME, Catalog
-from pyrepl.early import check_source
+from pyrepl.early import Part, check_source, plan_restores, plan_snapshots
 from pyrepl.errors import NotFound, Refused, UsageError
-from pyrepl.operations import Operation
-from pyrepl.operations.early import TICKET
+from pyrepl.operations import TICKET, Operation
 from pyrepl.site import STRICT
 from pyrepl.unordered import Collected, wide
 
@@ -90,18 +89,22 @@ class Explanation(Collected):
         self._add(lambda catalog: operations.add_volume(
             catalog, name, size, zero=zero, region_size=self._group.region_size))
 
-    def snapshot_all(self, name: str, *, volumes: list[Volume | str] | None = None) -> None:
-        """See :meth:`Group.snapshot`."""
+    def snapshot_all(self, name: str, *, volumes: list[Volume | str] | None = None, early: bool = False) -> None:
+        """See :meth:`Group.snapshot`. ``early``: as of :meth:`early_snapshot`; one command for each volume, and one."""
         def make(catalog: Catalog) -> Operation:
             chosen = volumes if volumes is not None else [entry.name for entry in catalog if entry.kind == VOLUME]
             origins = [self._name(volume, catalog) for volume in chosen]
             return operations.snapshot(catalog, origins, [f"{origin}-{name}" for origin in origins])
 
         self._add(make)
+        if early:
+            self._early.append(_travel(lambda catalog: plan_snapshots(self._group, catalog, name, volumes)))
 
-    def restore_all(self, name: str, *, volumes: list[Volume | str] | None = None) -> None:
-        """See :meth:`Group.restore`."""
+    def restore_all(self, name: str, *, volumes: list[Volume | str] | None = None, early: bool = False) -> None:
+        """See :meth:`Group.restore`. ``early``: as of :meth:`early_restore`; one command for each volume, and one."""
         self._add(wide(self._group, "restore", name, volumes))
+        if early:
+            self._early.append(_travel(lambda catalog: plan_restores(self._group, catalog, name, volumes)))
 
     def refresh_all(self, name: str, *, volumes: list[Volume | str] | None = None) -> None:
         """See :meth:`Group.refresh`."""
@@ -133,6 +136,18 @@ class Explanation(Collected):
                 raise UsageError("an early operation is no member of a set: ask for it alone")
             early = self._early[0] if self._early else None
             self._result = explain(self._group, self._makers, early, self._timeout)
+
+
+def _travel(plan: Callable[[Catalog], list[Part]]) -> Callable[[Catalog], list[Operation]]:
+    """What travels of an early operation of several volumes."""
+    def travels(catalog: Catalog) -> list[Operation]:
+        beside, begun = catalog.copy(), list[tuple[operations.Early, str]]()
+        for number, part in enumerate(plan(catalog), 1):
+            begun.append((part.begin(beside, number.to_bytes(TICKET, "big")), part.name))
+            begun[-1][0].apply(beside)
+        return [*(early for early, _ in begun), operations.adopt_all(beside, begun)]
+
+    return travels
 
 
 def explain(

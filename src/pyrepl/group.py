@@ -28,6 +28,7 @@ from pyrepl.catalog import View as ViewEntry
 from pyrepl.changeover import Changeover
 from pyrepl.comparisons import Comparisons
 from pyrepl.delay import check_delay
+from pyrepl.early import EarlyOperation, begin_restores, begin_snapshots, check_early
 from pyrepl.errors import NotFound, PyreplError, Refused, UsageError, WaitTimeout, some_of
 from pyrepl.image import Image, add_image, copy_from
 from pyrepl.operations import Operation
@@ -332,11 +333,15 @@ class Group:
         *,
         volumes: list[Volume | str] | None = None,
         verify: bool = False,
+        early: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> OperationResult:
         """Snapshots of all volumes (or of these), at one LSN. They are named ``<volume>-<name>``, however many there
         are.
+
+        Args:
+            early: the secondaries that are connected perform it first, see :meth:`begin_snapshot`.
 
         Returns:
             the operation; its ``snapshots`` are in the order of the volumes.
@@ -344,8 +349,12 @@ class Group:
         Raises:
             Refused: there is no volume.
             Exists, UsageError: a name is taken, or too long with its volume's.
+            WaitTimeout: it goes on; if it was to be early, it was given up.
         """
         check_name(name)
+        if early:
+            check_early(verify=verify)
+            return self.begin_snapshot(name, volumes=volumes).at_once(wait=wait, timeout=timeout)
         origins: list[str] = []
 
         def make(catalog: Catalog) -> Operation:
@@ -360,18 +369,33 @@ class Group:
         result.snapshots = [Snapshot(self, result.created[full], full, result) for full in names]
         return result
 
+    def begin_snapshot(self, name: str, *, volumes: list[Volume | str] | None = None) -> EarlyOperation:
+        """The secondaries make snapshots of all volumes (or of these) now, hidden until this site makes them too
+        (:meth:`EarlyOperation.perform`): all of them at one LSN, which is that of the snapshots at every site. What
+        changed in between is copied, and nothing else. All of them are begun, or none.
+
+        Raises:
+            Refused, NotFound, Exists, UsageError: as of :meth:`snapshot`.
+        """
+        def told(result: OperationResult) -> None:
+            result.snapshots = [Snapshot(self, number, full, result) for full, number in result.created.items()]
+
+        return begin_snapshots(self, name, volumes, told)
+
     def restore(
         self,
         name: str,
         *,
         volumes: list[Volume | str] | None = None,
         verify: bool = False,
+        early: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> OperationResult:
         """All volumes (or these) show again what their snapshots ``<volume>-<name>`` show, those that
         :meth:`snapshot` has made: one operation, at one point of the order, all of it or nothing. No data move. A group
-        that was made with ``ordering="strict"`` takes it too.
+        that was made with ``ordering="strict"`` takes it too. ``early``: the secondaries that are connected perform it
+        first, see :meth:`begin_restore`.
 
         Returns:
             the operation; its ``members`` are in the order of the volumes.
@@ -380,8 +404,23 @@ class Group:
             NotFound: a volume has no such snapshot: name those that have one.
             Refused: there is no volume.
             UsageError: a volume has another size than its snapshot; one is given twice.
+            WaitTimeout: it goes on; if it was to be early, it was given up.
         """
+        if early:
+            check_early(verify=verify)
+            return self.begin_restore(name, volumes=volumes).at_once(wait=wait, timeout=timeout)
         return self._operate_wide("restore", name, volumes, None, verify, wait, timeout)
+
+    def begin_restore(self, name: str, *, volumes: list[Volume | str] | None = None) -> EarlyOperation:
+        """The secondaries restore all volumes (or these) from their snapshots ``<volume>-<name>`` now, one after the
+        other; this site when it is told to (:meth:`EarlyOperation.perform`): all of them at one point, where the
+        secondaries have them. Until then it is with each as :meth:`Volume.begin_restore` says. All of them are begun,
+        or none.
+
+        Raises:
+            Refused, NotFound, UsageError: as of :meth:`restore`.
+        """
+        return begin_restores(self, name, volumes)
 
     def refresh(
         self,

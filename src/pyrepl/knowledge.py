@@ -15,7 +15,7 @@ from pyrepl._core.regions import RegionMap
 from pyrepl._core.window import Entry
 from pyrepl.catalog import Catalog, Store
 from pyrepl.divergence import Divergence, Runs, covered, touched
-from pyrepl.operations import Adopt, Copied, CopiedImage, Deleted, Early, Forgo, Resized
+from pyrepl.operations import Adopt, Copied, CopiedImage, Deleted, Early, Resized
 
 
 class Events(NamedTuple):
@@ -263,7 +263,7 @@ class Knowledge:
 
     def _perform(self, operation: operations.Operation, region_size: int, refused: bool) -> None:
         divergence = self.divergence
-        mine = self.early.pop(operation.ticket, None) if isinstance(operation, Adopt | Forgo) else None
+        ended = [(end, self.early.pop(end.ticket, None)) for end in operations.ends(operation)]
         for awaited in self.early.values():
             for effect in [*operation.effects(region_size), *operations.effects_there(operation, region_size)]:
                 match effect:
@@ -277,8 +277,13 @@ class Knowledge:
             self._begin(operation, region_size)
             return
         divergence.perform(operations.effects_there(operation, region_size), refused=refused)
-        if not isinstance(operation, Adopt):
-            return
+        for end, mine in ended:
+            if isinstance(end, Adopt):
+                self._adopt(end, mine)
+
+    def _adopt(self, operation: Adopt, mine: Awaited | None) -> None:
+        """The primary has performed it. What else that event does is none of its stores' (``AdoptAll``)."""
+        divergence = self.divergence
         result, count = operation.target or operation.id, operation.count
         if result not in divergence.maps:
             return

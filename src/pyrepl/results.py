@@ -16,7 +16,7 @@ from pyrepl.errors import UsageError, WaitTimeout
 if TYPE_CHECKING:
     from pyrepl._core import window
     from pyrepl.group import Group
-    from pyrepl.operations import Member
+    from pyrepl.operations import Adopt, Member
     from pyrepl.site import Admission
     from pyrepl.volume import Snapshot
 
@@ -170,7 +170,7 @@ class OperationResult:
         return f"<{self.kind} at LSN {self.lsn} of group {self._group.name!r}: {self.state}>"
 
 
-def _created(member: Member, created: dict[str, int]) -> dict[str, int]:
+def _created(member: Member | Adopt, created: dict[str, int]) -> dict[str, int]:
     """Those of the stores that a set made which this member made."""
     return {name: store for name, store in created.items() if store in member.footprint.writes}
 

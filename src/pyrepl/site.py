@@ -17,7 +17,7 @@ Decides admission, checkpoints, the journal's tail and what happens when it is f
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -71,10 +71,9 @@ class Admission(NamedTuple):
     created: dict[str, int]
 
     @property
-    def members(self) -> list[operations.Member]:
-        """Of a set."""
-        operation = operations.plain(self.operation)
-        return operation.members if isinstance(operation, operations.Set) else []
+    def members(self) -> Sequence[operations.Member | operations.Adopt]:
+        """See ``operations.members``."""
+        return operations.members(self.operation)
 
 
 class Site:

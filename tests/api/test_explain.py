@@ -214,6 +214,31 @@ def test_of_an_early_operation(rig, what):
         assert near.read(0, SIZE) == far.read(0, SIZE)
 
 
+@pytest.mark.parametrize("what", ["snapshot", "restore"])
+def test_of_an_early_operation_of_a_group(rig, what):
+    """A command for each volume, and one: as many bytes as travel when it is made."""
+    rig.near.snapshot("all")
+    rig.fill("v", 0, 2 * MIB)
+    rig.drain()
+    if what == "snapshot":
+        told = explain(rig.near, lambda ops: ops.snapshot_all("t", early=True))
+    else:
+        told = explain(rig.near, lambda ops: ops.restore_all("all", volumes=["w", rig.near.volume("v")], early=True))
+    link = on(told)
+    assert told["kind"] == what and link["performed_as"] == "command" and link["unsettles"]
+    assert link["bytes_added"] == link["bytes_removed"] == link["divergent_bytes_after"] == 0
+    with rig.measured() as wire:
+        if what == "snapshot":
+            made = rig.near.snapshot("t", early=True)
+        else:
+            made = rig.near.restore("all", volumes=["w", "v"], early=True)
+        rig.link.wait_synced(WAIT)
+        rig.near.wait(where=LINK, timeout=WAIT)
+    assert wire.counts.operations == link["command_bytes"] and made.bytes_changed == told["bytes_changed"] > 0
+    with pytest.raises(UsageError, match="no member of a set"):
+        explain(rig.near, lambda ops: (ops.snapshot_all("u", early=True), ops.snapshot("v", "x")))
+
+
 def test_what_of_early_operations_cannot_be_explained(rig, tmp_path):
     path = tmp_path / "golden"
     path.write_bytes(bytes(SIZE))

@@ -217,3 +217,36 @@ def test_claim_21_an_early_restore(rig):
     assert WRITTEN * MIB <= counts.copied <= WRITTEN * MIB + framing(WRITTEN * MIB)
     assert moved <= counts.copied + framing(counts.copied) + 4 * COMMAND
     print(f"claim 21: {moved} bytes for {WRITTEN} MiB that changed between the two, of a restore of 64 MiB")
+
+
+def test_claim_21_early_of_several_volumes(rig):
+    """S makes snapshots of three volumes at once, P when 40 MiB more were written to two of them, all three at one LSN; then
+    the same with a restore. What was written makes S's equal, once."""
+    names = ("v", "w", "x")
+    one = rig(**dict.fromkeys(names, 32 * MIB))
+    for name in names:
+        one.fill(name, 0, 32 * MIB)
+    one.drain()
+    for what in ("snapshot", "restore"):
+        before = one.proxy.counts()
+        with one.near.begin_snapshot("s") if what == "snapshot" else one.near.begin_restore("s") as early:
+            for lsn in range(early.lsn - 2, early.lsn + 1):
+                one.model.nothing(lsn, "early")
+            assert early.wait(WAIT) == [LINK]
+            for n in range(WRITTEN // 2):
+                one.write("v", n * MIB, MIB)
+                one.write("x", (31 - n) * MIB, MIB)
+            one.link.wait_applied(one.near.flush(), WAIT)
+            assert one.proxy.counts().since(before).copied == 0
+            before = one.proxy.counts()
+            made = early.perform()
+            if what == "snapshot":
+                one.model.made(made.lsn, {f"{name}-s": name for name in names})
+            else:
+                one.model.did(made.lsn, "restore", lambda stores: stores.update({n: stores[f"{n}-s"].copy() for n in names}))
+            one.check_both()
+        counts = one.proxy.counts().since(before)
+        moved = counts.forward - counts.signs
+        assert WRITTEN * MIB <= counts.copied <= WRITTEN * MIB + framing(WRITTEN * MIB)
+        assert moved <= counts.copied + framing(counts.copied) + 4 * COMMAND
+        print(f"claim 21: {moved} bytes for {WRITTEN} MiB that changed between the two, of a {what} of {3 * 32} MiB")

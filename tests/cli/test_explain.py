@@ -62,10 +62,22 @@ def test_of_an_early_operation(berlin, snapshot, words):
 
 @pytest.mark.parametrize(("words", "say"), [
     ("volume restore {}/data monday --early --offset 0", "leave the part out"),
-    ("volume restore {} monday --early", "are of one store"), ("volume restore {} monday --length 64K", "are of one store"),
-    ("snapshot create {} x --early", "are of one store")])
+    ("volume restore {} monday --length 64K", "are of one store"), ("volume restore {} monday --early --offset 0", "are of one store"),
+    ("volume restore {} nothing --early", "nothing"), ("snapshot create {} x --early --verify", "leave --verify out")])
 def test_what_cannot_be_early(berlin, snapshot, words, say):
-    assert say in berlin.fails(2, "explain", *words.replace("{}", snapshot).split())
+    assert say in berlin.fails(3 if "nothing" in words else 2, "explain", *words.replace("{}", snapshot).split())
+
+
+def test_of_an_early_operation_of_a_group(berlin, snapshot):
+    berlin.ok("volume", "add", f"{snapshot}/logs", "--size", "1M")
+    berlin.ok("snapshot", "create", snapshot, "both")
+    for words, given_up in (("snapshot create {} t --early", False), ("volume restore {} both --early", True)):
+        given = words.replace("{}", snapshot).split()
+        said = berlin.ok("explain", *given).splitlines()[1]
+        assert "streaming: commands of" in said and ("or each volume, whole, if it is given up" in said) == given_up
+        (link,) = berlin.json(output.Explanation, "explain", *given).links
+        (once,) = berlin.json(output.Explanation, "explain", *given[:-1]).links
+        assert link.unsettles and not once.unsettles and link.command_bytes > once.command_bytes
 
 
 def test_of_a_set(berlin, snapshot):

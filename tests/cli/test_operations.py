@@ -222,6 +222,31 @@ def test_an_early_operation_says_who_was_not_first(berlin, pair):
     assert done.returncode == 0 and done.stderr == "no secondary performed it first: the group has no links\n"
 
 
+def test_an_early_operation_of_a_group(berlin, paris, pair):
+    berlin.ok("volume", "add", f"{pair}/logs", "--size", "1M")
+    for name in ("data", "logs"):
+        berlin.ok("volume", "write", f"{pair}/{name}", input=b"monday")
+    berlin.ok("wait", pair, "synced", "--timeout", "60")
+    done = berlin("snapshot", "create", pair, "monday", "--early")
+    assert f"snapshots {pair}/data-monday, {pair}/logs-monday: performed" in done.stdout and done.stderr == ""
+    for name in ("data", "logs"):
+        berlin.ok("volume", "write", f"{pair}/{name}", input=b"sunday")
+    restored = berlin.json(output.Operation, "volume", "restore", pair, "monday", "--early", "--force")
+    assert restored.kind == "restore" and [member.kind for member in restored.members] == ["restore"] * 2
+    berlin.ok("wait", pair, "synced", "--timeout", "60")
+    berlin.ok("wait", pair, "applied", "--link", "paris", "--timeout", "60")
+    for name in ("data", "logs", "data-monday", "logs-monday"):
+        assert content(paris, f"{pair}/{name}", "--length", "6") == content(berlin, f"{pair}/{name}", "--length", "6") == b"monday"
+    listed = [(one.kind, one.created) for one in berlin.json(output.OperationList, "operation", "list", pair).operations]
+    assert ("snapshot", ["data-monday", "logs-monday"]) in listed and "early-snapshot" in dict(listed), "at one point"
+    assert "restore of 2 volumes" in berlin.ok("operation", "list", pair)
+    for words in (("snapshot", "create", pair, "x"), ("volume", "restore", pair, "monday", "--force")):
+        assert "leave verify out" in berlin.fails(errors.UsageError.exit_status, *words, "--early", "--verify")
+    berlin.ok("link", "pause", f"{pair}/paris")
+    done = berlin("volume", "restore", pair, "monday", "--early", "--force")
+    assert done.returncode == 0 and done.stderr.startswith("performed first at 0 of 1 link: a secondary that is not connected")
+
+
 def test_volume_compare(berlin, group, tmp_path):
     data = os.urandom(4 * MIB)
     berlin.ok("volume", "write", f"{group}/data", input=data)
@@ -386,7 +411,7 @@ def test_group_wide(berlin, paris, pair):
     until(lambda: all(names(berlin, pair, kind) == names(paris, pair, kind) for kind in ("volume", "snapshot")), "it is performed")
     for words, say in (
         (["snapshot", "refresh", pair], "or GROUP NAME"), (["snapshot", "delete", f"{pair}/inner", "monday"], "or GROUP NAME"),
-        (["volume", "restore", pair, "x", "--early"], "are of one volume"), (["snapshot", "clone", pair, "x", "--device", "/d"], "for one volume"),
+        (["volume", "restore", pair, "x", "--offset", "0"], "are of one volume"), (["snapshot", "clone", pair, "x", "--device", "/d"], "for one volume"),
         (["snapshot", "clone", f"{pair}/inner", "x", "--from", "y"], "for a whole group"),
     ):
         assert say in berlin.fails(errors.UsageError.exit_status, *words)

@@ -9,9 +9,9 @@ import pytest
 from pyrepl import items, operations
 from pyrepl._core import view
 from pyrepl._core.regions import RegionMap
-from pyrepl.catalog import Catalog, Store
+from pyrepl.catalog import MOST_STORES, UNFINISHED, Catalog, Store
 from pyrepl.divergence import Divergence
-from pyrepl.errors import PyreplError, UsageError
+from pyrepl.errors import Exists, NotFound, PyreplError, Refused, UsageError
 from pyrepl.knowledge import CopiedRegions, Dropped, Knowledge, Made, Passed, Performed
 from tests.engine.test_link import WEIGHTS, turn
 from tests.support.pair import REGION, Pair
@@ -24,7 +24,7 @@ class EarlyPair(Pair):
 
     def __init__(self, seed: int, **options: int) -> None:
         super().__init__(seed, **options)
-        self.early: list[operations.Early] = []
+        self.early: list[list[operations.Early]] = []  # those of a list end at one point
         self.tickets = 0
 
     def _ticket(self) -> bytes:
@@ -44,6 +44,10 @@ class EarlyPair(Pair):
     def adopt(self, early: operations.Early, name: str = "") -> None:
         self.operate(operations.adopt(self.a.end.catalog, early, name))
 
+    def adopt_all(self, early: list[operations.Early], names: list[str] | None = None) -> int:
+        self.operate(operations.adopt_all(self.a.end.catalog, list(zip(early, names or [""] * len(early), strict=True))))
+        return self.lsn
+
     def forgo(self, early: operations.Early) -> None:
         self.operate(operations.forgo(self.a.end.catalog, early))
 
@@ -55,27 +59,45 @@ class EarlyPair(Pair):
             match what:
                 case "begin":
                     if rng.random() < 0.5:
-                        self.early.append(self.begin_snapshot(rng.choice(names)))
+                        early = self.begin_snapshot(rng.choice(names))
                     else:
-                        self.early.append(self.begin_restore(rng.choice(names), rng.choice(names)))
+                        early = self.begin_restore(*rng.choice(self.fitting() or [(rng.choice(names), rng.choice(names))]))
+                    others = [one for one in self.early if bool(one[0].hidden) == bool(early.hidden)]
+                    if others and rng.random() < 0.6:
+                        rng.choice(others).append(early)
+                    else:
+                        self.early.append([early])
                 case "end" if self.early:
-                    early = self.early.pop(rng.randrange(len(self.early)))
+                    several = self.early.pop(rng.randrange(len(self.early)))
+                    rng.shuffle(several)
+                    names = [f"e{self.fresh}-{early.hidden}" if early.hidden else "" for early in several]
                     try:
+                        if len(several) == 1 and rng.random() < 0.4:
+                            self.adopt(several[0], names[0])
+                            return
                         if rng.random() < 0.8:
-                            self.adopt(early, f"e{self.fresh}" if early.hidden else "")
+                            self.adopt_all(several, names)
                             return
                     except PyreplError:
-                        pass  # a store of it is gone, or was resized
-                    self.forgo(early)
+                        pass  # a store of it is gone, or was resized; a volume is restored twice
+                    for early in several:
+                        with contextlib.suppress(PyreplError):
+                            self.forgo(early)
                 case _:
                     turn(self, what)
         except PyreplError:
             if what not in ("begin", "end"):
                 raise
 
+    def fitting(self) -> list[tuple[str, str]]:
+        """Which volume can be restored from which snapshot."""
+        catalog = self.a.end.catalog
+        return [(one.name, other.name) for one in catalog for other in catalog
+                if (one.kind, other.kind, one.size) == ("volume", "snapshot", other.size)]
+
     def finish(self) -> None:
         """Nothing is awaited any more."""
-        for early in self.early:
+        for early in (one for several in self.early for one in several):
             with contextlib.suppress(PyreplError):
                 self.forgo(early)
         self.early = []
@@ -185,17 +207,21 @@ def test_what_is_given_up_leaves_nothing(pair):
 
 @pytest.mark.parametrize("fault", ["cut", "secondary", "primary"])
 @pytest.mark.parametrize("when", ["begun", "adopted"])
-def test_over_a_cut_or_a_crash(pair, fault, when):
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+def test_over_a_cut_or_a_crash(pair, fault, when, several):
     """A primary that died no longer knows what changed meanwhile: then all of it is copied, and it is right."""
     one = pair(4)
     for region in range(6):
         one.write(1, region * REGION, b"old data" * (REGION // 8))
-    one.operate(operations.snapshot(one.a.end.catalog, ["a"], ["s"]))
+    one.operate(operations.snapshot(one.a.end.catalog, ["a", "b"], ["s", "t"]))
     for region in range(6):
         one.write(1, region * REGION, one.some_bytes(REGION))
     one.heal()
-    early = one.begin_restore("a", "s")
-    other = one.begin_snapshot("b")
+    early = [one.begin_restore("a", "s")]
+    other = [one.begin_snapshot("b")]
+    if several:
+        early.append(one.begin_restore("b", "t"))
+        other.append(one.begin_snapshot("s"))
     one.flush()
     if when == "begun":
         arrive(one)
@@ -210,15 +236,114 @@ def test_over_a_cut_or_a_crash(pair, fault, when):
 
     if when == "begun":
         fail()
-    one.adopt(early)
-    one.adopt(other, "t")
+    if several:
+        one.adopt_all(early)
+        one.adopt_all(other, ["u", "w"])
+    else:
+        one.adopt(early[0])
+        one.adopt(other[0], "u")
     one.flush()
     if when == "adopted":
         fail()
     before = copied(one)
     one.heal()
-    if fault != "primary":
-        assert regions_of(one, before) <= 1
+    if fault != "primary":  # "u" is of "b", which was restored since, and so is all of it
+        assert regions_of(one, before) <= (7 if several else 1)
+
+
+@pytest.mark.parametrize("changed", [{}, {1: [0]}, {2: [5]}, {1: [0, 3], 2: [1]}], ids=str)
+def test_early_snapshots_of_several_cost_what_changed_of_each(pair, changed):
+    """All of them are one event, and each copies what changed of its own store since its own beginning."""
+    one = pair(7)
+    for store in (1, 2):
+        for region in range(6):
+            one.write(store, region * REGION, one.some_bytes(REGION))
+    one.heal()
+    several = [one.begin_snapshot("a")]
+    arrive(one)
+    for region in changed.get(1, []):
+        one.write(1, region * REGION, b"new data" * 64)
+    one.write(2, 4 * REGION, b"new data" * 64)  # before its own is begun: does not count
+    several.append(one.begin_snapshot("b"))
+    arrive(one)
+    for region in changed.get(2, []):
+        one.write(2, region * REGION, b"new data" * 64)
+    before, end = copied(one), one.lsn
+    assert one.adopt_all(several, ["s", "t"]) == end + 1
+    arrive(one)
+    one.heal()
+    assert regions_of(one, before) == sum(map(len, changed.values()))
+    assert {store.name for store in one.b.here.catalog} == {"a", "b", "s", "t"} and not one.link.base.early
+
+
+@pytest.mark.parametrize("changed", [(), ((1, 0),), ((2, 5), (4, 5)), ((1, 1), (3, 2), (2, 3), (4, 4))], ids=str)
+def test_early_restores_of_several_cost_what_changed_of_each(pair, changed):
+    """At source or destination, of each volume; (store, region), stores 3 and 4 are the snapshots."""
+    one = restorables(pair, 8)
+    several = [one.begin_restore("a", "s")]
+    arrive(one)
+    one.write(2, 0, b"new data" * 64)  # before its own is begun: does not count
+    several.append(one.begin_restore("b", "t"))
+    arrive(one)
+    for store, region in changed:
+        one.write(store, region * REGION + 512, b"new data" * 64)
+    arrive(one)
+    before, end = copied(one), one.lsn
+    assert one.adopt_all(several) == end + 1
+    one.heal()
+    assert regions_of(one, before) == len({(store if store < 3 else store - 2, region) for store, region in changed})
+    assert not one.link.base.early
+
+
+def test_what_several_restore_counts_for_others_that_are_open(pair):
+    """An early snapshot of a volume that is restored meanwhile with others: it differs in all of it."""
+    one = restorables(pair, 9)
+    several = [one.begin_restore("a", "s"), one.begin_restore("b", "t")]
+    other = one.begin_snapshot("b")
+    arrive(one)
+    one.adopt_all(several)
+    arrive(one)
+    one.adopt(other, "u")
+    one.heal()
+
+
+def test_several_are_performed_or_none(pair):
+    """One of them was resized, or its snapshot's name is taken, or the volume is meant twice: nothing is performed."""
+    one = restorables(pair, 10)
+    twice = [one.begin_restore("a", "s"), one.begin_restore("a", "s")]
+    several = [one.begin_snapshot("a"), one.begin_snapshot("b")]
+    arrive(one)
+    end = one.lsn
+    with pytest.raises(UsageError, match="have store 1 in common"):
+        one.adopt_all(twice)
+    with pytest.raises(Exists, match="'b'"):
+        one.adopt_all(several, ["u", "b"])
+    with pytest.raises(Exists, match="'u'"):
+        one.adopt_all(several, ["u", "u"])
+    assert one.lsn == end == one.a.window.state().end_lsn
+    for early in (*twice, *several):
+        one.forgo(early)
+    with pytest.raises(NotFound):
+        one.adopt_all(several, ["u", "w"])
+    one.heal()
+
+
+def test_as_many_as_there_is_room_for():
+    """Hidden stores go when what is made of them is there: that many are admitted, and no more, here and at a secondary."""
+    catalog = Catalog()
+    for number in range(1, MOST_STORES + 1):
+        kind = UNFINISHED if number > MOST_STORES // 2 else "volume"
+        catalog.add(Store(id=number, name=f"v{number}", kind=kind, size=REGION, origin=0))
+    half = MOST_STORES // 2
+    early = [(operations.Early(number.to_bytes(16, "big"), half + number, 0, number, 1), f"s{number}") for number in range(1, 3)]
+    with pytest.raises(Refused, match="early snapshots take 2 more") as refused:
+        operations.adopt_all(catalog, early)
+    assert refused.value.reason == "limit"
+    del catalog.stores[MOST_STORES], catalog.stores[MOST_STORES - 1]
+    operation = operations.adopt_all(catalog, early)
+    catalog.add(Store(id=MOST_STORES + 9, name="more", kind="volume", size=REGION, origin=0))
+    with pytest.raises(Refused, match="early snapshots take 2 more"):
+        operation.check(catalog)
 
 
 def restorable(pair, seed):
@@ -281,7 +406,8 @@ def test_what_was_folded_meanwhile_counts(pair):
     assert regions_of(one, before) == 2, "to the snapshot, and to the volume"
 
 
-def test_what_was_folded_when_it_had_come_counts_too(pair):
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+def test_what_was_folded_when_it_had_come_counts_too(pair, several):
     """The secondary has what was written, and has made of it what it did early; the primary, which has not heard that, folds
     it and learns only by the next greeting that it came as events."""
     one = restorables(pair, 18)
@@ -289,8 +415,11 @@ def test_what_was_folded_when_it_had_come_counts_too(pair):
     arrive(one)
     one.write(1, 2 * REGION, b"new data" * (REGION // 8))
     one.write(2, 3 * REGION, b"new data" * 64)
-    one.adopt(early[0], "u")
-    one.adopt(early[1], "w")
+    if several:
+        one.adopt_all(early, ["u", "w"])
+    else:
+        one.adopt(early[0], "u")
+        one.adopt(early[1], "w")
     one.flush()
     while one.send():
         one.deliver()
@@ -303,12 +432,13 @@ def test_what_was_folded_when_it_had_come_counts_too(pair):
     assert regions_of(one, before) == 2
 
 
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
 @pytest.mark.parametrize(("what", "differs"), [
     (Passed(9, None, {1: [(2, 1)]}), {2}), (Passed(9, None, {3: [(2, 1)]}), set()), (CopiedRegions(1, [(4, 2)], 7), {4, 5}),
     (Made(Store(id=1, name="a", kind="volume", size=6 * REGION, origin=0)), set(range(6))), (Dropped(1), None),
     (Passed(9, items.Make(items.StoreInfo(1, "a", "volume", 6 * REGION, 0)), {}), None),
     (Passed(9, items.Skip(8, [(bytes(16), 0)]), {}), set(range(6)))], ids=lambda value: type(value).__name__)
-def test_what_comes_to_a_restored_volume_beside_the_order(what, differs):
+def test_what_comes_to_a_restored_volume_beside_the_order(what, differs, several):
     """Of the volume that the secondary has restored, and the site that feeds it not: it differs there. None: it is not there,
     and all of it when it is made again."""
     stores = {number: Store(id=number, name=name, kind=kind, size=6 * REGION, origin=0)
@@ -320,7 +450,7 @@ def test_what_comes_to_a_restored_volume_beside_the_order(what, differs):
     if differs is None:
         known.take(Made(stores[1]), REGION)
     last = [operations.Adopt(TICKET, 0, 1, 3, 6), operations.Adopt(OTHER, 0, 2, 4, 6)]
-    for operation in last:
+    for operation in [operations.AdoptAll(last)] if several else last:
         known.take(Performed(10, 8, operation), REGION)
     found = {number: {region for region in range(6) if region in known.divergence.maps[number]} for number in (1, 2)}
     assert found[1] == (set(range(6)) if differs is None else differs)
@@ -417,11 +547,42 @@ def test_what_cannot_be(pair):
     operations.Adopt(TICKET, 0, 77, 1, 6), operations.Adopt(TICKET, 0, 1, 77, 6), operations.Adopt(TICKET, 77, 0, 1, 6, 10, "t"),
     operations.Adopt(TICKET, 2, 0, 1, 6, 10, "t"), operations.Adopt(TICKET, 2, 0, 1, 6, 10, "a"),
     operations.Adopt(TICKET, 2, 0, 1, 6, 10, "/"), operations.Adopt(TICKET, 2, 0, 1, 6, 1, "t"), operations.Forgo(b"short", 0),
-    operations.Forgo(TICKET, 77), operations.Forgo(TICKET, 2)], ids=str)
+    operations.Forgo(TICKET, 77), operations.Forgo(TICKET, 2),
+    operations.AdoptAll([operations.Adopt(TICKET, 0, 77, 1, 6)]), operations.AdoptAll([operations.Adopt(TICKET, 0, 1, 77, 6)]),
+    operations.AdoptAll([operations.Adopt(TICKET, 0, 1, 3, 6), operations.Adopt(TICKET, 0, 2, 3, 6)]),
+    operations.AdoptAll([operations.Adopt(TICKET, 0, 1, 3, 6), operations.Adopt(OTHER, 0, 1, 3, 6)]),
+    operations.AdoptAll([operations.Adopt(TICKET, 0, 1, 2, 6), operations.Adopt(OTHER, 0, 2, 3, 6)]),
+    operations.AdoptAll([operations.Adopt(TICKET, 0, 1, 3, 6), operations.Adopt(OTHER, 4, 0, 2, 6, 10, "t")]),
+    operations.AdoptAll([operations.Adopt(TICKET, 4, 0, 1, 6, 10, "t"), operations.Adopt(OTHER, 4, 0, 1, 6, 11, "u")]),
+    operations.AdoptAll([operations.Adopt(TICKET, 4, 0, 1, 6, 10, "t"), operations.Adopt(OTHER, 5, 0, 2, 6, 10, "u")]),
+    operations.AdoptAll([operations.Adopt(TICKET, 4, 0, 1, 6, 10, "t"), operations.Adopt(OTHER, 5, 0, 2, 6, 11, "t")]),
+    operations.AdoptAll([operations.Adopt(TICKET, 4, 0, 1, 6, 10, "t"), operations.Adopt(OTHER, 5, 0, 4, 6, 11, "u")]),
+    operations.AdoptAll([operations.Adopt(OTHER, 5, 0, 4, 6, 11, "u"), operations.Adopt(TICKET, 4, 0, 1, 6, 10, "t")]),
+], ids=str)
 def test_what_a_peer_may_not_send(pair, operation):
     one = pair(6)
+    one.operate(operations.snapshot(one.a.end.catalog, ["a"], ["s"]))
+    assert (one.begin_snapshot("a").hidden, one.begin_snapshot("b").hidden) == (4, 5)
     with pytest.raises(PyreplError):
         operation.check(one.a.end.catalog)
+
+
+def test_what_a_peer_may_send_of_several(pair):
+    one = pair(6)
+    one.operate(operations.snapshot(one.a.end.catalog, ["a"], ["s"]))
+    assert (one.begin_snapshot("a").hidden, one.begin_snapshot("b").hidden) == (4, 5)
+    for operation, there in (
+        (operations.AdoptAll([operations.Adopt(TICKET, 0, 1, 3, 6), operations.Adopt(OTHER, 0, 2, 3, 6)]), []),
+        (operations.AdoptAll([operations.Adopt(TICKET, 4, 0, 1, 6, 10, "t"), operations.Adopt(OTHER, 5, 0, 2, 6, 11, "u")]),
+         [operations.Created(10, 6, True), operations.Copied(10, 4, 0, 6), operations.Deleted(4),
+          operations.Created(11, 6, True), operations.Copied(11, 5, 0, 6), operations.Deleted(5)]),
+    ):
+        operation.check(one.a.end.catalog)
+        assert operations.effects_there(operation, REGION) == there, "what it has done early is what it takes"
+        assert operations.unsettles(operation) and operations.decode(operations.encode(operation)) == operation
+    for empty in (operations.AdoptAll([]), operations.Set([])):
+        with pytest.raises(UsageError):
+            operations.decode(operations.encode(empty))
 
 
 @pytest.mark.parametrize("seed", range(48))

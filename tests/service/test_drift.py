@@ -76,6 +76,8 @@ LEFT_OUT = {
         "open_views": INSIDE,
         "close_views": INSIDE,
         "trials": INSIDE,
+        "begin_snapshot": "it lasts as long as who began it; snapshot(early=True)",
+        "begin_restore": "it lasts as long as who began it; restore(early=True)",
         "open_trial": "a trial lasts as long as who opened it; exports with trial=True hold one",
     },
     "Volume": {

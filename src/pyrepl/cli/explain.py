@@ -37,8 +37,10 @@ def check_early(given: dict[str, Any], *, part: bool = False) -> None:
 
 def check_wide(given: dict[str, Any]) -> None:
     """As the command itself would refuse it."""
-    if given["early"] or given.get("offset") is not None or given.get("length") is not None:
-        raise UsageError("--early, --offset and --length are of one store: name it GROUP/STORE")
+    if given.get("offset") is not None or given.get("length") is not None:
+        raise UsageError("--offset and --length are of one store: name it GROUP/STORE")
+    if given["early"]:
+        check_early(given)
 
 
 def _volume_add(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
@@ -51,7 +53,7 @@ def _volume_restore(group: RemoteGroup, ops: RemoteExplanation, given: dict[str,
     volume, offset, length = given["volume"], given["offset"], given["length"]
     if not volume.name:
         check_wide(given)
-        ops.restore_all(given["snapshot"])
+        ops.restore_all(given["snapshot"], early=given["early"])
         return
     extent = None
     if offset is not None or length is not None:
@@ -73,7 +75,7 @@ def _snapshot_create(group: RemoteGroup, ops: RemoteExplanation, given: dict[str
         ops.snapshot(given["store"].name, given["name"])
     else:
         check_wide(given)
-        ops.snapshot_all(given["name"])
+        ops.snapshot_all(given["name"], early=given["early"])
 
 
 def _snapshot_refresh(group: RemoteGroup, ops: RemoteExplanation, given: dict[str, Any]) -> None:
@@ -163,17 +165,19 @@ def explain(ctx: click.Context, operation: tuple[str, ...], as_json: bool, socke
         ]
         output.write(output.pick(output.Explanation, told, group=group_name, links=links))
         return
+    early = ("two commands" if named.name else "commands") if given.get("early") else ""
     click.echo(f"{told['kind']} in {group_name}: {sizes.human(told['bytes_changed'])} would change here")
     for link in told["links"]:
-        click.echo(f"  → {link['name']}  {_line(link, told['kind'], early=given.get('early', False))}")
+        click.echo(f"  → {link['name']}  {_line(link, told['kind'], early=early)}")
     if not told["links"]:
         click.echo("  no links")
 
 
-def _line(link: dict[str, Any], kind: str, *, early: bool) -> str:
+def _line(link: dict[str, Any], kind: str, *, early: str) -> str:
+    """``early``: what travels of an early operation; empty: it is none."""
     human = sizes.human
     if link["performed_as"] == "command":
-        what = "two commands" if early else "a command"
+        what = early or "a command"
         parts = [f"{link['state']}: {what} of {human(link['command_bytes'])}"]
         if link["bytes_if_refused"] is not None:
             last = link["last_refused"]
@@ -192,7 +196,8 @@ def _line(link: dict[str, Any], kind: str, *, early: bool) -> str:
     if early:
         parts.append("and what changes until it is performed here")
         if kind == "restore":
-            parts.append("or the whole volume if it is given up")
+            what = "the whole volume" if early == "two commands" else "each volume, whole,"
+            parts.append(f"or {what} if it is given up")
     return f"{', '.join(parts)}; shipping would be {human(link['bytes_avoided'])}"
 
 

@@ -65,9 +65,9 @@ def create(
             tell_early(made.result)
         tell(made.result, store.group, f"snapshot {store.group}/{name} of {store}", as_json=as_json)
         return
+    result = group.snapshot(name, verify=verify, early=early, wait=not no_wait, timeout=timeout)
     if early:
-        raise click.UsageError("--early is of one store: name it GROUP/STORE")
-    result = group.snapshot(name, verify=verify, wait=not no_wait, timeout=timeout)
+        tell_early(result)
     names = ", ".join(f"{store.group}/{one}" for one in sorted(result.created))
     tell(result, store.group, f"snapshots {names}", as_json=as_json)
 

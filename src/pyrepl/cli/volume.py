@@ -200,13 +200,15 @@ def restore(
       pyrepl volume restore db monday --force       # db/data from data-monday, db/logs from logs-monday
     """
     if not volume.name:
-        if offset is not None or length is not None or early:
-            raise click.UsageError("--offset, --length and --early are of one volume: name it GROUP/VOLUME")
+        if offset is not None or length is not None:
+            raise click.UsageError("--offset and --length are of one volume: name it GROUP/VOLUME")
         group = node.group(volume.group)
         loss = f"volumes {volumes_of(group)} of {group.name}: what was written since snapshot {snapshot!r} is lost"
         destroys(loss, force=force, unless=f"pyrepl snapshot create {group.name} NAME",
                  clients=clients_of(node, group.name, {one.name for one in group.volumes}))
-        restored = group.restore(snapshot, verify=verify, wait=not no_wait, timeout=timeout)
+        restored = group.restore(snapshot, verify=verify, early=early, wait=not no_wait, timeout=timeout)
+        if early:
+            tell_early(restored)
         what = f"{len(restored.members)} volumes of {group.name} restored from {snapshot}"
         tell(restored, group.name, what, as_json=as_json)
         return

@@ -29,13 +29,18 @@ from pyrepl.operations.base import (
 )
 from pyrepl.operations.copies import Copy, Zero, copy_range, refresh, restore, synchronize, zero
 from pyrepl.operations.early import (
+    TICKET,
     Adopt,
+    AdoptAll,
     Early,
     Forgo,
     adopt,
+    adopt_all,
+    check_adopted,
     early_restore,
     early_snapshot,
     effects_there,
+    ends,
     forgo,
     unsettles,
 )
@@ -43,7 +48,7 @@ from pyrepl.operations.images import CloneImage, CopyImage, clone_image, copy_im
 from pyrepl.operations.marks import Mark, mark
 from pyrepl.operations.plugins import MOST_DIGEST, Outcome, Perform, decode_arguments, encode_arguments, perform
 from pyrepl.operations.rewinds import MOST_PARTS, Complete, Rewind, abandon, complete, rewind
-from pyrepl.operations.sets import Member, Set, accompany, check_works, find_conflict
+from pyrepl.operations.sets import RESTORE, Member, Set, accompany, check_works, find_conflict
 from pyrepl.operations.snapshots import Clone, Snapshot, clone, snapshot
 from pyrepl.operations.verifications import MOST_VERIFIED, Verified, Verify, verified, verify, written
 from pyrepl.operations.volumes import AddVolume, Delete, Resize, add_volume, delete, remove_volume, resize
@@ -51,7 +56,7 @@ from pyrepl.operations.wide import clone_all, delete_all, refresh_all, restore_a
 
 Operation = (
     AddVolume | Snapshot | Clone | CloneImage | Copy | CopyImage | Zero | Delete | Resize | Mark | Set | Verify
-    | Verified | Rewind | Complete | Early | Adopt | Forgo | Perform
+    | Verified | Rewind | Complete | Early | Adopt | AdoptAll | Forgo | Perform
 )
 Compared = Verify | Verified  # the sites compare stores as of its LSN
 
@@ -85,6 +90,15 @@ def is_unordered(operation: Operation) -> bool:
     """Whether it is a set that users have put together, which ``ordering="strict"`` refuses."""
     done = plain(operation)
     return isinstance(done, Set) and not done.verb
+
+
+def members(operation: Operation) -> Sequence[Member | Adopt]:
+    """Of which something is told one by one: of a set, and of restores that are adopted at one point, as of a restore
+    of the group. A snapshot of the group tells none, nor does one that is adopted."""
+    done = plain(operation)
+    if isinstance(done, Set) or (isinstance(done, AdoptAll) and done.kind == RESTORE):
+        return done.members
+    return []
 
 
 def copies_image(operation: Operation) -> bool:
@@ -144,8 +158,10 @@ __all__ = [
     "MOST_DIGEST",
     "MOST_PARTS",
     "MOST_VERIFIED",
+    "TICKET",
     "AddVolume",
     "Adopt",
+    "AdoptAll",
     "Clone",
     "CloneImage",
     "Compared",
@@ -179,8 +195,10 @@ __all__ = [
     "abandon",
     "add_volume",
     "adopt",
+    "adopt_all",
     "arguments",
     "avoided",
+    "check_adopted",
     "clone",
     "clone_all",
     "clone_image",
@@ -197,11 +215,13 @@ __all__ = [
     "effects_there",
     "encode",
     "encode_arguments",
+    "ends",
     "forgo",
     "is_unordered",
     "judge",
     "mark",
     "may_be_refused",
+    "members",
     "perform",
     "plain",
     "refresh",

@@ -5,14 +5,17 @@
     adopt    n   the primary performs it; a secondary takes what it did at e for the result
     forgo        it will not come: what was hidden goes
 
-Both stand in the order like any operation, so a secondary has performed the first before it meets the second, whatever
+Of several volumes there is one *early* for each, and one *adopt-all* that performs all of them, at one point.
+
+These stand in the order like any operation, so a secondary has performed the first before it meets the second, whatever
 was cut on the way. What differs behind n is what changed between e and n at one of the two stores (``knowledge``). A
 site performs them by its role, which changes only when everything is applied. Must not know what a link knows.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import msgspec
 
@@ -28,6 +31,7 @@ from pyrepl.catalog import (
 )
 from pyrepl.errors import Exists, Refused, UsageError
 from pyrepl.operations.base import Copied, Created, Deleted, Effect, Footprint, scope
+from pyrepl.operations.sets import find_conflict
 
 TICKET = 16  # bytes
 
@@ -106,7 +110,7 @@ class Adopt(msgspec.Struct, frozen=True, tag="adopt", tag_field="op", forbid_unk
 
     @property
     def footprint(self) -> Footprint:
-        return Footprint([self.source], [self.target or self.id])
+        return Footprint([self.source], [self.target] if self.target else [self.id, self.hidden])
 
     def check(self, catalog: Catalog) -> None:
         """Admission at a secondary."""
@@ -143,6 +147,49 @@ class Adopt(msgspec.Struct, frozen=True, tag="adopt", tag_field="op", forbid_unk
         return [Created(self.id, self.count, True), Copied(self.id, source, 0, self.count), Deleted(self.hidden)]
 
 
+class AdoptAll(msgspec.Struct, frozen=True, tag="adopt-all", tag_field="op", forbid_unknown_fields=True):
+    """The primary performs all of these here, as one event; see :class:`Adopt`. All are snapshots, or all restores, and
+    none reads or writes what another one writes: so each is what it would be alone."""
+
+    members: Annotated[list[Adopt], msgspec.Meta(min_length=1, max_length=MOST_STORES)]
+
+    @property
+    def kind(self) -> str:
+        return self.members[0].kind
+
+    @property
+    def blocks(self) -> list[int]:
+        return [store for member in self.members for store in member.blocks]
+
+    def check(self, catalog: Catalog) -> None:
+        """Admission at a secondary."""
+        if len({member.kind for member in self.members}) != 1:
+            raise UsageError("what is adopted at one point is all snapshots, or all restores")
+        if len({member.ticket for member in self.members}) != len(self.members):
+            raise UsageError("an early operation is adopted twice")
+        conflict = find_conflict(self.members)
+        if conflict is not None:
+            raise UsageError(f"members {conflict.first} and {conflict.second} of what is adopted have store "
+                             f"{conflict.store} in common, which one of them writes", store=conflict.store)
+        if self.kind == "snapshot":
+            check_adopted(len(catalog.stores), len(self.members))
+        beside = catalog.copy()
+        for member in self.members:
+            member.check(beside)
+            member.apply(beside)
+
+    def apply(self, catalog: Catalog) -> None:
+        for member in self.members:
+            member.apply(catalog)
+
+    def effects(self, region_size: int) -> list[Effect]:
+        return [effect for member in self.members for effect in member.effects(region_size)]
+
+    def effects_there(self, region_size: int) -> list[Effect]:
+        """At a secondary."""
+        return [effect for member in self.members for effect in member.effects_there(region_size)]
+
+
 class Forgo(msgspec.Struct, frozen=True, tag="forgo", tag_field="op", forbid_unknown_fields=True):
     """It will not come; see :class:`Early`."""
 
@@ -175,7 +222,7 @@ class Forgo(msgspec.Struct, frozen=True, tag="forgo", tag_field="op", forbid_unk
 
 def effects_there(operation: Any, region_size: int) -> list[Effect]:
     """What an operation does at a secondary."""
-    if isinstance(operation, Early | Adopt):
+    if isinstance(operation, Early | Adopt | AdoptAll):
         return operation.effects_there(region_size)
     effects: list[Effect] = operation.effects(region_size)
     return effects
@@ -183,7 +230,27 @@ def effects_there(operation: Any, region_size: int) -> list[Effect]:
 
 def unsettles(operation: Any) -> bool:
     """Whether a secondary is no earlier state of its primary when it has performed this."""
-    return isinstance(operation, Adopt) or (isinstance(operation, Early) and operation.target > 0)
+    return isinstance(operation, Adopt | AdoptAll) or (isinstance(operation, Early) and operation.target > 0)
+
+
+def ends(operation: Any) -> list[Adopt | Forgo]:
+    """Which early operations this adopts or gives up; empty: it is another operation."""
+    if isinstance(operation, AdoptAll):
+        return [*operation.members]
+    return [operation] if isinstance(operation, Adopt | Forgo) else []
+
+
+def check_adopted(stores: int, count: int) -> None:
+    """Whether there is room for so many snapshots beside the stores that there are: what was hidden goes after they
+    are made.
+
+    Raises:
+        Refused: no.
+    """
+    if stores + count > MOST_STORES:
+        raise Refused(
+            f"a group holds at most {MOST_STORES} stores, and {count} early snapshots take {count} more until they are "
+            f"made: delete some first", reason="limit", limit=MOST_STORES)
 
 
 def early_snapshot(catalog: Catalog, source: str, ticket: bytes, *, region_size: int) -> Early:
@@ -225,6 +292,21 @@ def adopt(catalog: Catalog, early: Early, name: str = "") -> Adopt:
         raise UsageError(f"{source.name!r} was resized since it was performed early: give that up", name=source.name)
     number = 0 if early.target else catalog.next_id
     operation = Adopt(early.ticket, early.hidden, early.target, early.source, early.count, number, name)
+    operation.check(catalog)
+    return operation
+
+
+def adopt_all(catalog: Catalog, early: Sequence[tuple[Early, str]]) -> AdoptAll:
+    """The primary performs all of these, as one event. Each with the name of its snapshot, "" for a restore.
+
+    Raises:
+        NotFound, UsageError, Exists, Refused: as of :func:`adopt`, of any of them; too many stores.
+    """
+    beside, members = catalog.copy(), list[Adopt]()
+    for one, name in early:
+        members.append(adopt(beside, one, name))
+        members[-1].apply(beside)
+    operation = AdoptAll(members)
     operation.check(catalog)
     return operation
 

@@ -7,7 +7,7 @@ Decides that, and which operations can be members.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 
@@ -96,7 +96,14 @@ def check_works(members: Sequence[Member]) -> None:
         raise UsageError(f"the plug-ins of a set may write {MOST_TOUCHED} stores, all together, and not {writes}")
 
 
-def find_conflict(members: Sequence[Member]) -> Conflict | None:
+class Footed(Protocol):
+    """An operation that can tell which stores it reads and writes."""
+
+    @property
+    def footprint(self) -> Footprint: ...
+
+
+def find_conflict(members: Sequence[Footed]) -> Conflict | None:
     """The first two members of which one writes a store that the other one reads or writes."""
     readers: dict[int, int] = {}
     writers: dict[int, int] = {}

@@ -160,14 +160,15 @@ class RemoteGroup:
         *,
         volumes: list[RemoteVolume | str] | None = None,
         verify: bool = False,
+        early: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> RemoteOperationResult:
         """Snapshots of all volumes (or of these), at one LSN, named ``<volume>-<name>``."""
         chosen = None if volumes is None else tuple(self.key_of(volume) for volume in volumes)
         request = requests.GroupSnapshot(
-            group=self.name, name=name, volumes=chosen, verify=verify, wait=wait, timeout=timeout
-        )
+            group=self.name, name=name, volumes=chosen, verify=verify, early=early, wait=wait,
+            timeout=timeout)
         return RemoteOperationResult(self, self.channel.call(request)[0])
 
     def restore(
@@ -176,11 +177,12 @@ class RemoteGroup:
         *,
         volumes: list[RemoteVolume | str] | None = None,
         verify: bool = False,
+        early: bool = False,
         wait: bool = True,
         timeout: float | None = None,
     ) -> RemoteOperationResult:
         """All volumes (or these) show again what their snapshots ``<volume>-<name>`` show: all of them, or none."""
-        return self._operate_wide("restore", name, volumes, None, verify, wait, timeout)
+        return self._operate_wide("restore", name, volumes, None, verify, wait, timeout, early=early)
 
     def refresh(
         self,
@@ -221,11 +223,11 @@ class RemoteGroup:
 
     def _operate_wide(
         self, verb: str, name: str, volumes: list[RemoteVolume | str] | None, snapshot: str | None, verify: bool,
-        wait: bool, timeout: float | None,
+        wait: bool, timeout: float | None, *, early: bool = False,
     ) -> RemoteOperationResult:
         chosen = None if volumes is None else tuple(self.key_of(volume) for volume in volumes)
         request = requests.GroupWide(group=self.name, what=verb, name=name, snapshot=snapshot, volumes=chosen,
-                                     verify=verify, wait=wait, timeout=timeout)
+                                     verify=verify, early=early, wait=wait, timeout=timeout)
         return RemoteOperationResult(self, self.channel.call(request)[0])
 
     def add_image(

@@ -229,6 +229,7 @@ class MemberAddVolume(Member, frozen=True, kw_only=True, tag="add-volume"):
 class MemberSnapshotAll(Member, frozen=True, kw_only=True, tag="snapshot-all"):
     name: Name
     volumes: tuple[StoreKey, ...] | None = None
+    early: bool = False
 
 
 class MemberWide(Member, frozen=True, kw_only=True, tag="wide"):
@@ -236,6 +237,7 @@ class MemberWide(Member, frozen=True, kw_only=True, tag="wide"):
     name: Name
     snapshot: Name | None = None
     volumes: tuple[StoreKey, ...] | None = None
+    early: bool = False
 
 
 class MemberEarlySnapshot(Member, frozen=True, kw_only=True, tag="early-snapshot"):
@@ -400,22 +402,25 @@ class GroupAddVolume(Performs[StoreMade], frozen=True, kw_only=True, tag="group.
 
 
 class GroupSnapshot(Compared[OperationInfo], frozen=True, kw_only=True, tag="group.snapshot"):
-    """Snapshots of several volumes at one LSN."""
+    """Snapshots of several volumes at one LSN. ``early``: as of ``store.snapshot``."""
 
     group: Name
     name: Name
     volumes: tuple[StoreKey, ...] | None = None
+    early: bool = False
 
 
 class GroupWide(Compared[OperationInfo], frozen=True, kw_only=True, tag="group.wide"):
     """``what`` ("restore", "refresh", "clone" or "delete") is done to several volumes, or their snapshots of a name, at
-    one LSN: all of it, or nothing. ``snapshot``: clone these of their snapshots."""
+    one LSN: all of it, or nothing. ``snapshot``: clone these of their snapshots. ``early``, of a restore: as of
+    ``store.snapshot``."""
 
     group: Name
     what: Name
     name: Name
     snapshot: Name | None = None
     volumes: tuple[StoreKey, ...] | None = None
+    early: bool = False
 
 
 class GroupAddImage(Request[ImageInfo], frozen=True, kw_only=True, tag="group.add_image"):

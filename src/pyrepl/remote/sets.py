@@ -142,10 +142,12 @@ class RemoteExplanation(_Collected):
         """A volume enters the group."""
         self._add(requests.MemberAddVolume(name=name, size=size, zero=zero))
 
-    def snapshot_all(self, name: str, *, volumes: list[RemoteVolume | str] | None = None) -> None:
+    def snapshot_all(
+        self, name: str, *, volumes: list[RemoteVolume | str] | None = None, early: bool = False
+    ) -> None:
         """Snapshots of all volumes, or of these, at one LSN."""
         chosen = None if volumes is None else tuple(self._group.key_of(volume) for volume in volumes)
-        self._add(requests.MemberSnapshotAll(name=name, volumes=chosen))
+        self._add(requests.MemberSnapshotAll(name=name, volumes=chosen, early=early))
 
     def early_snapshot(self, store: RemoteStore | str, name: str) -> None:
         """A snapshot that the secondaries make first."""
@@ -158,9 +160,11 @@ class RemoteExplanation(_Collected):
         self._add(requests.MemberEarlyRestore(
             store=self._group.key_of(volume), snapshot=self._group.key_of(snapshot)))
 
-    def restore_all(self, name: str, *, volumes: list[RemoteVolume | str] | None = None) -> None:
+    def restore_all(
+        self, name: str, *, volumes: list[RemoteVolume | str] | None = None, early: bool = False
+    ) -> None:
         """All volumes, or these, show again what a snapshot of the group shows."""
-        self._wide("restore", name, volumes)
+        self._wide("restore", name, volumes, early=early)
 
     def refresh_all(self, name: str, *, volumes: list[RemoteVolume | str] | None = None) -> None:
         """A snapshot of the group, or of these volumes, shows what they show now."""
@@ -177,10 +181,11 @@ class RemoteExplanation(_Collected):
         self._wide("delete", name, volumes)
 
     def _wide(
-        self, what: str, name: str, volumes: list[RemoteVolume | str] | None, snapshot: str | None = None
+        self, what: str, name: str, volumes: list[RemoteVolume | str] | None, snapshot: str | None = None, *,
+        early: bool = False,
     ) -> None:
         chosen = None if volumes is None else tuple(self._group.key_of(volume) for volume in volumes)
-        self._add(requests.MemberWide(what=what, name=name, snapshot=snapshot, volumes=chosen))
+        self._add(requests.MemberWide(what=what, name=name, snapshot=snapshot, volumes=chosen, early=early))
 
     def mark(self, name: str, payload: bytes = b"") -> None:
         """A message at this point of the order."""

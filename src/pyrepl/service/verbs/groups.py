@@ -87,13 +87,22 @@ def group_add_volume(call: Call, request: requests.GroupAddVolume) -> StoreMade:
 def group_snapshot(call: Call, request: requests.GroupSnapshot) -> OperationInfo:
     group = call.node.group(request.group)
     volumes = None if request.volumes is None else [volume_of(call, key) for key in request.volumes]
-    result = group.snapshot(request.name, volumes=volumes, verify=request.verify, wait=False)  # type: ignore[arg-type]
+    result = group.snapshot(
+        request.name, volumes=volumes, verify=request.verify, early=request.early, wait=False,  # type: ignore[arg-type]
+        timeout=request.timeout if request.early else None)
     return performed(call, group, result, request)
 
 
 def group_wide(call: Call, request: requests.GroupWide) -> OperationInfo:
     group = call.node.group(request.group)
-    volumes = None if request.volumes is None else [_known(call, key) for key in request.volumes]
+    volumes: list[Volume | str] | None = (
+        None if request.volumes is None else [_known(call, key) for key in request.volumes])
+    if request.early:
+        if request.what != "restore":
+            raise UsageError(f"{request.what!r} of a whole group cannot be early: a snapshot or a restore can")
+        result = group.restore(request.name, volumes=volumes, verify=request.verify, early=True, wait=False,
+                               timeout=request.timeout)
+        return performed(call, group, result, request)
     make = wide(group, request.what, request.name, volumes, request.snapshot)
     return performed(call, group, group.operate(make, verify=request.verify, wait=False), request)
 
@@ -126,14 +135,14 @@ def group_explain(call: Call, request: requests.GroupExplain) -> dict[str, Any]:
             match member:
                 case requests.MemberAddVolume(name=name, size=size, zero=zero):
                     ops.add_volume(name, size=size, zero=zero)
-                case requests.MemberSnapshotAll(name=name, volumes=volumes):
+                case requests.MemberSnapshotAll(name=name, volumes=volumes, early=early):
                     names: list[Volume | str] = [_known(call, key) for key in volumes or ()]
-                    ops.snapshot_all(name, volumes=None if volumes is None else names)
-                case requests.MemberWide(what=what, name=name, snapshot=snapshot, volumes=volumes):
+                    ops.snapshot_all(name, volumes=None if volumes is None else names, early=early)
+                case requests.MemberWide(what=what, name=name, snapshot=snapshot, volumes=volumes, early=early):
                     of: list[Volume | str] | None = None if volumes is None else [_known(call, key) for key in volumes]
                     match what:
                         case "restore":
-                            ops.restore_all(name, volumes=of)
+                            ops.restore_all(name, volumes=of, early=early)
                         case "refresh":
                             ops.refresh_all(name, volumes=of)
                         case "clone":
