@@ -801,6 +801,8 @@ class Link:
         self.last_error = greeting.lost or (self.last_error if self.asks_first else "")  # else what was wrong is over
         self.stands = ""  # or its first heartbeat says so again
         self.consistent = self._will_be_consistent = greeting.consistent
+        if self.probing is not None:
+            self.probing.missed({refusal.lsn for refusal in greeting.refusals}.difference(self.refused_lsns))
         self._hear_of(greeting.refusals)
         self._told_different = greeting.different
         self.ledger.hear(greeting.different)
@@ -979,6 +981,8 @@ class Link:
                 self.ledger.pass_beside(effect)
             else:
                 base.take(effect, self.site.region_size)
+            if self.probing is not None and isinstance(effect, Performed):
+                self.probing.resolved(effect, base)
             self._acked_item = flight.item
             self.flight_bytes -= flight.length
             if unsettles(flight.effect):

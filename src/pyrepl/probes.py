@@ -1,7 +1,8 @@
 """A verification as the primary's side of one link keeps it: what may differ anyway, what is asked, what came back.
 
-    streamed   the operation takes its place in the stream: D as of that place is no alarm; operations that follow may
-               carry a difference on, from store to store
+    streamed   the operation takes its place in the stream; operations that follow may carry a difference on, from store
+               to store
+    resolved   the secondary has it, and everything before it with what came of that: D as of that place is no alarm
     ask        digests of regions of the secondary's view; at most MOST_ASKED at a time are unanswered
     spread     regions that differ as of the verification, as of a later place: the algebra of D, without what was
                overwritten since (a superset)
@@ -41,7 +42,7 @@ class Probing:
         self.token = token
         self.wake = wake  # something has changed
         self.lsn = 0  # 0: the operation has not taken its place in the stream
-        self.anyway: dict[int, RegionMap] = {}  # D at that place, of each store that the secondary has
+        self.anyway: dict[int, RegionMap] = {}  # D at that place, as is known by now, of what the secondary has
         self.bytes_on_wire = 0
         self.problem = ""
         self.answers: dict[Asked, bytes] = {}
@@ -62,6 +63,14 @@ class Probing:
         elif self.lsn:
             self._since[effect.lsn] = effects_there(operation, region_size)
 
+    def resolved(self, effect: Performed, base: Knowledge) -> None:
+        """It is known what came of an operation; ``base`` knows it already. What was refused, before it or of it, was
+        not expected when it was streamed, and is no alarm either."""
+        operation = effect.operation
+        if isinstance(operation, Compared) and operation.token == self.token:
+            maps = base.divergence.maps
+            self.anyway = {store: maps[store].copy() for store in operation.stores if store in maps}
+
     def spread(self, store: int, different: RegionMap, lsn: int) -> dict[int, RegionMap]:
         """The regions that differ at ``lsn`` if these did as of the verification, by store."""
         divergence = Divergence({number: RegionMap(size) for number, size in self._sizes.items()})
@@ -70,6 +79,14 @@ class Probing:
             if at <= lsn:
                 divergence.perform(self._since[at])
         return {number: regions for number, regions in divergence.maps.items() if regions}
+
+    def missed(self, refused: set[int]) -> None:
+        """A connection has ended before it was heard that operations were refused, of these LSNs. D as of the
+        verification is not what it was thought to be, and nobody can tell now what it was."""
+        if self.lsn and any(lsn <= self.lsn for lsn in refused):
+            self.problem = (f"the connection ended before it was known that the operation at LSN {min(refused)} was not "
+                            f"performed there; its data are on their way: verify again")
+            self.wake()
 
     # ---- asking
 

@@ -242,9 +242,10 @@ class Roles:
         if site.fed_by is not None:
             site.remember(site.fed_by, site.turns_there)
         site.siblings.lead(returned=returned)
-        if here.different is not None:  # this site differs from all of them
-            for known in site.remembered.values():
-                known.ledger.judge(here.different)
+        if here.different is not None:  # this site differs from all others
+            with site.guard:
+                for known in site.followers:
+                    known.ledger.judge(here.different)
         here.different = site.end.different = None
         site.fed_by, site.above = None, []
         for link in links:

@@ -45,8 +45,8 @@ with pyrepl.Node.open(folder) as node:
     data.restore(snapshot, extent=(2 * REGION, REGION))
     other.resize(other.size + MIB)
     if far == "dropped":
-        for turn in range(40):
-            data.write(8 * REGION, os.urandom(MIB))
+        for turn in range(40):  # never more than this journal holds ahead of b: that would be resynchronized, too
+            group.wait(data.write(8 * REGION, os.urandom(MIB)), where="b", timeout=60)
     lsn = other.write(REGION, os.urandom(REGION))
     group.flush()
     for name in links:

@@ -325,6 +325,27 @@ def test_one_link_falls_back_and_the_other_keeps_the_command(nodes, tmp_path, tw
     assert far.volume("data").read(0, SIZE) == third.volume("data").read(0, SIZE) == content
 
 
+def test_what_a_secondary_refused_is_no_difference_that_a_verification_finds(two, tmp_path, content):
+    """When the verification is sent nobody knows yet that the operation before it, or its own, will be refused."""
+    group, data, far = two
+    (tmp_path / "near.img").write_bytes(content)
+    golden, link = group.add_image("golden", tmp_path / "near.img"), group.link("paris")
+    link.set(bandwidth=2 * MIB)  # what stands before the operation keeps the link busy
+    data.write(0, os.urandom(SIZE))
+    data.restore(golden, wait=False)
+    result = group.verify(repair=False, timeout=WAIT)["links"]["paris"]
+    assert result["state"] == "equal" and result["regions_known_to_differ"] == SIZE // REGION, result
+    link.set(bandwidth=0)
+    assert link.wait_synced(WAIT)["found_different"] is None
+    data.write(0, os.urandom(SIZE))
+    before = link.wait_synced(WAIT)["bytes_sent"]["copied"]
+    done = data.restore(golden, verify=True)
+    status = link.wait_synced(WAIT)
+    assert done.wait_verified(WAIT)["links"]["paris"]["state"] == "equal"
+    assert SIZE <= status["bytes_sent"]["copied"] - before <= SIZE + MIB // 8, "once"
+    assert far.volume("data").read(0, SIZE) == content
+
+
 def test_what_a_secondary_refused_is_not_avoided_there(two, tmp_path, content):
     """However often it is heard, and whenever: before it is performed here, after it, and anew with each connection."""
     group, data, far = two

@@ -120,6 +120,18 @@ def test_answers_that_nobody_asked_for() -> None:
     pair.close()
 
 
+def test_refusals_that_were_not_heard_in_time_are_no_difference() -> None:
+    """What was refused before the verification, and heard with the next connection, cannot be left out any more."""
+    probing = Probing(TOKEN)
+    probing.missed({3})  # before it has its place: D will know
+    probing.lsn = 5
+    probing.missed(set())
+    probing.missed({6})
+    assert not probing.problem
+    probing.missed({3, 6})
+    assert "the operation at LSN 3 was not performed there" in probing.problem
+
+
 def test_a_verification_that_nobody_asks_about_is_swept() -> None:
     pair = synced(7)
     verify(pair)

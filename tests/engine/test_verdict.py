@@ -214,6 +214,12 @@ def test_a_secondary_of_a_secondary_is_not_told():
         one.heal()
         assert one.b.end.different == SOME and one.c.end.different is None and one.c.end.consistent
         assert one.hop.link.bytes_sent["copied"] == copied and one.hop.link.status()["synced"]
+        one.b.roles.take_lead(alone=True, force=True)
+        assert one.hop.link.ledger.found_different == SOME, "whoever leads with it differs from all others"
+        one.b.checkpoint()
+        for _ in range(20):
+            one.talk(one.hop)
+        assert one.c.end.different == SOME
     finally:
         one.close()
 

@@ -65,7 +65,7 @@ def lines(status: dict[str, Any], paint: Paint = plain, *, width: int = 0) -> li
     if status.get("asking"):
         why = " and ".join(paint(split_brain(status, one), "bad") for one in parted)
         why = why or f"it asks {', '.join(status['asking'])} whether another site leads"
-        return [f"{name}  {role}  {paint('inactive', 'bad')}: {why} ({journal})"]
+        return [f"{name}  {role}  {paint('inactive', 'bad')}: {why}{standing} ({journal})"]
     by_link = {one["link"]: one for one in parted if one["link"] is not None}
     told = []
     for link in status["links"]:
@@ -173,7 +173,7 @@ def _link(link: dict[str, Any], journal: str, paint: Paint) -> str:
     lag = link.get("lag_seconds")
     if not link["lag_events"]:
         if state in ("streaming", "resyncing", "paused"):
-            words.append("up to date")
+            words.append("its journal has everything" if link.get("stands") else "up to date")
         elif link["consistent"]:
             words.append("had everything when it was heard of last")
     elif lag is not None:
