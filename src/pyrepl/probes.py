@@ -84,8 +84,8 @@ class Probing:
         """A connection has ended before it was heard that operations were refused, of these LSNs. D as of the
         verification is not what it was thought to be, and nobody can tell now what it was."""
         if self.lsn and any(lsn <= self.lsn for lsn in refused):
-            self.problem = (f"the connection ended before it was known that the operation at LSN {min(refused)} was not "
-                            f"performed there; its data are on their way: verify again")
+            self.problem = (f"the connection ended before it was known that the operation at LSN {min(refused)} was "
+                            f"not performed there; its data are on their way: verify again")
             self.wake()
 
     # ---- asking

@@ -21,13 +21,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pyrepl._core.regions import RegionMap
-from pyrepl.divergence import Divergence
 from pyrepl.items import Tail
-from pyrepl.knowledge import Knowledge
 from pyrepl.lineage import Lineage, common
 from pyrepl.protocol.messages import MOST_SIBLINGS
 
 if TYPE_CHECKING:
+    from pyrepl.knowledge import Knowledge
     from pyrepl.link import Link
     from pyrepl.site import Site
 
@@ -150,6 +149,9 @@ class Siblings:
         return link
 
     def _here(self) -> Knowledge:
+        from pyrepl.divergence import Divergence  # and with it numpy, which a node without groups can do without
+        from pyrepl.knowledge import Knowledge
+
         site, state = self.site, self.site.window.state()
         maps = {store.id: RegionMap(store.size // site.region_size) for store in site.here.catalog}
         return Knowledge(site.here.lsn, state.applied_position, site.here.catalog.copy(), Divergence(maps))

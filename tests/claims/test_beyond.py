@@ -60,6 +60,7 @@ def test_a_delayed_secondary_shows_what_was_before_a_mistake(rig):
     one = rig(a=SIZE, b=SIZE, mode="sync")
     far = one.far
     one.drain()
+    until(lambda: far.site.is_settled)  # that it is consistent comes behind the last event, and would wait with it
     far.set_delay(3600)
     before = far.applied_lsn
     good = far.volume("a").read(0, SIZE)
