@@ -42,6 +42,7 @@ ROOMS = {  # room: the C files behind it; each may use those before it, and the 
 
 INCLUDE = ["src/_core"]
 SOURCES = [f"src/_core/{name}" for name in sorted(os.listdir("src/_core")) if name.endswith((".c", ".h"))]
+NEWEST = max(os.path.getmtime(name) for name in [__file__, *SOURCES])  # of all headers: structs must agree
 CORES = os.cpu_count() or 1
 
 
@@ -63,19 +64,18 @@ class BuildRooms(build_ext):
     def build_extensions(self) -> None:
         """Called when the compiler is chosen."""
         self.parallel = self.parallel or CORES
-        behind = {room.name: ROOMS.get(room.name.rpartition(".")[2], []) for room in self.extensions}  # cffi's has none
+        behind = {one.name: ROOMS.get(one.name.rpartition(".")[2], []) for one in self.extensions}  # cffi's has none
         files = sorted({file for files in behind.values() for file in files})
         with ThreadPoolExecutor(self.parallel) as pool:
             compiled = dict(zip(files, pool.map(self._compile, files), strict=True))
-        for room in self.extensions:
-            room.extra_objects += [compiled[file] for file in behind[room.name]]
+        for extension in self.extensions:
+            extension.extra_objects += [compiled[file] for file in behind[extension.name]]
         super().build_extensions()
 
     def _compile(self, file: str) -> str:
         source = f"src/_core/{file}.c"
         (compiled,) = self.compiler.object_filenames([source], output_dir=self.build_temp)
-        newest = max(os.path.getmtime(name) for name in [__file__, *SOURCES])  # of all headers: structs must agree
-        if self.force or not os.path.exists(compiled) or os.path.getmtime(compiled) < newest:
+        if self.force or not os.path.exists(compiled) or os.path.getmtime(compiled) < NEWEST:
             self.compiler.compile([source], output_dir=self.build_temp, include_dirs=INCLUDE, extra_postargs=cflags)
         return compiled
 

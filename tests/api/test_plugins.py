@@ -146,6 +146,19 @@ def test_one_that_is_not_the_same_twice_is_found_and_its_data_are_sent(two: Two,
     assert last(far(two))["refused"] == refused["reason"]
 
 
+@pytest.mark.parametrize("what", ["says", "writes"])
+def test_one_that_is_not_the_same_is_no_difference_that_a_verification_finds(two: Two, what: str) -> None:
+    """Right behind it nobody knows yet that the secondary comes to something else; the data are on their way."""
+    data = two.group.volume("data")
+    data.write(0, os.urandom(SIZE))
+    two.link.wait_synced(60)
+    two.group.perform(cases.Dice("data", what), wait=False)
+    found = two.group.verify(repair=False, timeout=60)["links"]["paris"]
+    assert found["state"] == "equal" and found["regions_known_to_differ"] <= 2, found
+    same(two)
+    assert two.link.status()["found_different"] is None and len(two.link.status()["refused"]) == 1
+
+
 def test_a_secondary_without_the_plugin_gets_the_data(two: Two) -> None:
     data = two.group.volume("data")
     data.write(0, os.urandom(SIZE))

@@ -16,20 +16,6 @@ from tests.support.pair import REGION
 from tests.support.swap import SwapPair
 
 
-@pytest.fixture
-def pair():
-    made = []
-
-    def make(seed: int) -> SwapPair:
-        made.append(SwapPair(seed))
-        made[-1].heal()
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
 def shown(site: Site, store: int, size: int) -> bytes:
     return view.read(site.window, site.stores, store, 0, size)
 

@@ -18,20 +18,6 @@ BACK = [LinkInfo("paris", "a:1", "async"), LinkInfo("oslo", "o:1", "sync")]
 SEEN: Counter[str] = Counter()
 
 
-@pytest.fixture
-def pair():
-    made = []
-
-    def make(seed: int) -> SwapPair:
-        made.append(SwapPair(seed))
-        made[-1].heal()
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
 def step_down(one: SwapPair) -> None:
     one.a.roles.hold(True)
     while one.a.window.commit_pending():

@@ -20,20 +20,6 @@ CHANCES = {"write": 20, "operate": 6, "talk": 15, "cut": 4, "crash": 3, "checkpo
 SOME = FoundDifferent(1, 1.0, REGION)
 
 
-@pytest.fixture
-def pair():
-    made = []
-
-    def make(seed: int) -> SwapPair:
-        made.append(SwapPair(seed))
-        made[-1].heal()
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
 def judge(one: SwapPair, found: FoundDifferent | None, *, durable: bool = True) -> None:
     """As a verification that is over."""
     one.link.ledger.judge(found)
