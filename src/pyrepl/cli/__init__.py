@@ -6,6 +6,7 @@ Decides how errors become text and exit status. Everything else is in the comman
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import io
 import os
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 SOCKET = "/run/pyrepl/control.sock"
+SELDOM = 50_000  # objects that are made until the collector looks: a command imports thousands, and drops none of them
 BROKEN_PIPE = 141  # as a shell shows a program that SIGPIPE ended
 INTERRUPTED = 130  # and one that SIGINT ended
 
@@ -120,6 +122,7 @@ def main(ctx: click.Context, socket: str, version: bool, verbose: bool) -> None:
       pyrepl COMMAND --help
     """
     stand_in()
+    gc.set_threshold(max(SELDOM, gc.get_threshold()[0]))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without arrows gets question marks, not an error
     if version:

@@ -15,6 +15,7 @@ Decides the words of the protocol and how errors travel. Must not know sockets o
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, TypeVar, Union
 
 import msgspec
@@ -58,9 +59,14 @@ Reply = Welcome | Progress | Answer | Failure
 
 _encoder = msgspec.msgpack.Encoder()
 _replier = msgspec.msgpack.Encoder(enc_hook=str)  # of a context: what has no form of its own travels as its text
-_requests: msgspec.msgpack.Decoder[Hello | Request[Any]] = msgspec.msgpack.Decoder(Union[(Hello, *REQUESTS)])
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 _CLASSES: dict[str, type[PyreplError]] = {getattr(errors, name).code: getattr(errors, name) for name in errors.__all__}
+
+
+@cache
+def _requests() -> msgspec.msgpack.Decoder[Hello | Request[Any]]:
+    """Made when the first is decoded: a client never does, and each command would wait for it."""
+    return msgspec.msgpack.Decoder(Union[(Hello, *REQUESTS)])
 
 
 def encode_request(request: Hello | Request[Any]) -> bytes:
@@ -82,7 +88,7 @@ def decode_request(body: bytes) -> Hello | Request[Any]:
         UsageError: no request of this version, or an argument of another type. The text names the field.
     """
     try:
-        return _requests.decode(body)
+        return _requests().decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"not a request of version {VERSION}: {str(error)[:200]}") from None
 
