@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from contextlib import suppress
 
 import pytest
 
 from pyrepl.errors import UsageError, WaitTimeout
+from tests.support.clients import until
 from tests.support.rig import LINK, MIB, WAIT, Rig
 
 SIZE = MIB
@@ -68,6 +71,34 @@ def test_who_waits_in_vain_is_told_of_the_delay(rig):
     with pytest.raises(WaitTimeout) as caught:
         rig.near.wait(lsn, where=LINK, timeout=0.1)
     assert "delayed" not in caught.value.text
+
+
+def test_what_fills_the_journal_during_a_step_shortens_the_delay_though_nothing_comes_after_it(rig, monkeypatch):
+    """A step finds everything too young, and what fills the journal comes before it is over: no record follows that would
+    wake the applier, for the next waits for the room that only a step makes."""
+    rig.far.set_delay(3600)
+    site, step, is_full = rig.far.site, rig.far.site.step, threading.Event()
+    driver = site.exclusive.__self__
+
+    def then_it_fills():
+        stepped = step()
+        if not stepped and site.delay.next_ns and not is_full.is_set():
+            for _ in range(20):
+                rig.write("v", 0, MIB)
+            rig.near.flush()
+            rig.link.wait_synced(WAIT)
+            with suppress(AssertionError):
+                until(lambda: driver._awake, "whoever watches the journal may not rest yet", timeout=0.5)
+            driver._awake = False  # as if it had been at rest: what it told came before the step looked
+            is_full.set()
+        return stepped
+
+    monkeypatch.setattr(site, "step", then_it_fills)
+    rig.write("v", 0, 4096)
+    rig.near.flush()
+    assert is_full.wait(WAIT)
+    until(lambda: rig.far.status()["delay"]["waiting_bytes"] < 16 * MIB, "the oldest is performed before its time", timeout=20)
+    assert rig.far.status()["delay"]["shortened"] == "what waits fills half of the journal"
 
 
 def test_a_primary_keeps_it_for_later_and_performs_at_once(rig):

@@ -151,6 +151,7 @@ class Driver:
     def _apply(self) -> None:
         try:
             while self._await_work():
+                seen = self._site.window.state().end_position
                 stepped = self._site.step()
                 state = self._site.window.state()
                 self.after_step()
@@ -160,9 +161,10 @@ class Driver:
                 if state.failed:
                     code = abs(state.failed)
                     raise OSError(code, os.strerror(code), self._site.journal.device.name)
-                # At a mark that is held nothing can be applied until the gate says so, or the journal fills.
+                # At a mark that is held nothing can be applied until the gate says so, or the journal fills. That it has
+                # filled is for the next step to judge: what came during this one may be the last that finds room.
                 waits = self._site.applier.held or self._site.wait is not None
-                self._idle_at = state.end_position if waits else state.applied_position
+                self._idle_at = seen if waits else state.applied_position
                 self._idle.set()
         except BaseException as error:  # of whatever kind: the site stands in the middle of a step
             self.fail(error)
