@@ -7,7 +7,6 @@ import pytest
 
 from tests.engine.test_cascade import WEIGHTS, lead_elsewhere, turn
 from tests.support.chain import Chain, Hop
-from tests.support.far import copy_of
 from tests.support.simulation import World, open_site
 
 
@@ -39,7 +38,7 @@ class UnderFire(Chain):
     def go_on(self, image: World) -> None:
         twin = object.__new__(Chain)
         twin.rng, twin.way, twin.seed, twin.fresh = random.Random(self.fire.random()), random.Random(~self.seed), self.seed, 0
-        twin.worlds = [copy_of(self.worlds[0]), image, copy_of(self.worlds[2])]
+        twin.worlds = [self.worlds[0].settled(), image, self.worlds[2].settled()]
         twin.truth, twin.lsn = dict(self.truth), self.lsn
         twin.session = twin.replica = None
         twin.to_b, twin.to_a, twin.replies, twin.errors = bytearray(), bytearray(), b"", []

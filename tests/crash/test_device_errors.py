@@ -8,7 +8,6 @@ from collections import Counter
 
 import pytest
 
-from tests.support.simulation import Disk, World
 from tests.support.story import Story, Violation
 
 SEEN: Counter[tuple[str, str]] = Counter()
@@ -67,8 +66,7 @@ def test_the_site_stops_and_recovers(seed: int, what: str, where: str) -> None:
 
 def judge(story: OnceBroken, rng: random.Random) -> None:
     """What a reopened site, and one after a power loss, shows. The event that was not acknowledged may be there or not."""
-    killed = World(disks={path: Disk(len(disk.now), bytes(disk.now)) for path, disk in story.world.disks.items()})
-    for world in (killed, *story.world.images(rng, 2)):
+    for world in (story.world.settled(), *story.world.images(rng, 2)):
         try:
             story.check(world, rng)
         except Violation as violation:

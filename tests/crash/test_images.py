@@ -105,13 +105,14 @@ def story_that_shows(seed: int = 5) -> tuple[ImageStory, str]:
 def test_a_file_that_changes_while_it_is_shown_stops_the_site_and_the_right_one_heals_it() -> None:
     story, path = story_that_shows()
     disk = story.world.disks[path]
-    right, disk.now[5:6] = bytes(disk.now), b"!"
+    right = disk.read(0, disk.size)
+    disk.rot(5, b"!")
     with pytest.raises(DeviceError, match="was changed, and stores of this group still show"):
         story.settle(story.site)
     story.site.abandon()
     with pytest.raises(DeviceError, match="put back a copy of what it was"):
         open_site(story.world, 1, options=story.options)
-    disk.now[:] = right
+    disk.rot(0, right)
     site = open_site(story.world, 2, options=story.options)
     story.settle(site)
     story.compare(site, story.oracle.lsn, "with the right file")

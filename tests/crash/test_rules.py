@@ -28,7 +28,7 @@ from pyrepl.views import Views
 from tests.engine import test_cascade, test_siblings
 from tests.support.chain import Chain
 from tests.support.fan import Fan
-from tests.support.simulation import Disk, World, open_site
+from tests.support.simulation import open_site
 from tests.support.story import Story, ViewStory, Violation
 
 SEEDS = range(300, 340)
@@ -237,18 +237,9 @@ def broken_at(story: type[Story]) -> int | None:
     return None
 
 
-def killed(world: World) -> World:
-    """What a killed process leaves: everything that it wrote can be read, and is still only as durable as it was."""
-    left = World(sector_size=world.sector_size)
-    for path, disk in world.disks.items():
-        copy = left.disks[path] = Disk(len(disk.now))
-        copy.now, copy.stable, copy.since = bytearray(disk.now), bytearray(disk.stable), list(disk.since)
-    return left
-
-
 def recover_under_fire(story: Story, rng: random.Random) -> None:
     """Recovers from a kill; the power fails in between, and what is left must be a state of the group."""
-    world, problems = killed(story.world), list[Violation]()
+    world, problems = story.world.killed(), list[Violation]()
 
     def on_tick(what: str, path: str) -> None:
         if what == "read" or problems or rng.random() > 0.1:

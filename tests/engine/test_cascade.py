@@ -14,7 +14,6 @@ from pyrepl.link import Link, Plan
 from pyrepl.site import Site
 from tests.engine.test_early import EarlyPair
 from tests.support.chain import Chain, Direct
-from tests.support.far import copy_of
 from tests.support.pair import REGION, Pair
 from tests.support.plugs import Plugs, random_work
 from tests.support.simulation import add_image, entropy_of, small_options
@@ -422,7 +421,7 @@ def test_while_something_comes_beside_the_order(chain, monkeypatch, what):
                 while one.b.applier.apply():
                     pass
                 one.b.checkpoint()
-                left = copy_of(one.worlds[1])
+                left = one.worlds[1].settled()
                 site = Site.open(left.device("journal"), node_id=b"B" * 16, placement=left, entropy=entropy_of(1), options=small_options())
                 assert site.intake.items_until >= position
                 site.abandon()
@@ -466,7 +465,7 @@ def lead_elsewhere(one):
 
     Returns: what is to be called when the middle has gone on: it makes the other one the chain's primary.
     """
-    then = copy_of(one.worlds[1])
+    then = one.worlds[1].settled()
     lsn, stores = one.b.here.lsn, dict(one.truth)
 
     def lead():
@@ -761,7 +760,7 @@ def test_the_last_site_leads_a_middle_that_was_not_consistent(started):
 def spoil(one):
     """A region of a volume rots in the middle, and at the last site, which had it from there."""
     for world, site in ((one.worlds[1], one.b), (one.worlds[2], one.c)):
-        world.disks[site.shelf.places[1].path].now[3 * REGION:4 * REGION] = b"rotten!!" * (REGION // 8)
+        world.disks[site.shelf.places[1].path].rot(3 * REGION, b"rotten!!" * (REGION // 8))
         assert view.read(site.window, site.stores, 1, 3 * REGION, 8) == b"rotten!!"
 
 

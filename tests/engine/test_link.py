@@ -231,7 +231,7 @@ def test_a_new_generation_is_announced_in_the_stream(pair):
 def test_a_secondary_that_lost_what_it_acknowledged_starts_over(pair, again):
     one = pair(7)
     one.heal()
-    image = [World(sector_size=512, disks={k: type(d)(len(d.now), bytes(d.now)) for k, d in one.worlds[1].disks.items()})]
+    image = [one.worlds[1].settled()]
     one.cut()
     for _ in range(5):
         one.random_write()
@@ -256,7 +256,7 @@ def test_a_primary_that_lost_what_the_secondary_holds_leads_it_back(pair):
     one.heal()
     one.cut()
     one.a.checkpoint()
-    image = World(sector_size=512, disks={k: type(d)(len(d.now), bytes(d.now)) for k, d in one.worlds[0].disks.items()})
+    image = one.worlds[0].settled()
     lsn = one.lsn
     for _ in range(5):
         one.random_write()

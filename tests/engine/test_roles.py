@@ -18,7 +18,7 @@ from pyrepl.protocol.session import State
 from pyrepl.roles import PRIMARY, SECONDARY
 from pyrepl.site import Site
 from tests.support.pair import REGION
-from tests.support.simulation import Disk, World, create_site, open_site
+from tests.support.simulation import World, create_site, open_site
 from tests.support.swap import SwapPair
 
 CHANCES = {"write": 30.0, "operate": 8, "talk": 20, "cut": 4, "crash": 2, "checkpoint": 3, "fold": 1, "swap": 3, "takeover": 4}
@@ -356,10 +356,6 @@ def test_tail_of_a_lineage():
 # ---- power loss
 
 
-def killed(world: World) -> World:
-    return World(sector_size=world.sector_size, disks={p: Disk(len(d.now), bytes(d.now)) for p, d in world.disks.items()})
-
-
 def judged(one: SwapPair, which: int, change, roles: tuple[str, str]) -> Counter[str]:
     """Runs the change; at each of its disk events what a crash leaves is one role or the other, and a state of the group."""
     world, seen, failures = one.worlds[which], Counter[str](), []
@@ -371,7 +367,7 @@ def judged(one: SwapPair, which: int, change, roles: tuple[str, str]) -> Counter
             return
         world.on_tick = None
         try:
-            for image in (*world.images(rng, 2), killed(world)):
+            for image in (*world.images(rng, 2), world.settled()):
                 site = open_site(image, rng.randrange(1 << 30), node=one.ids[which])
                 try:
                     assert site.role in roles

@@ -17,19 +17,12 @@ from pyrepl.lineage import common
 from pyrepl.site import Site
 from pyrepl.views import PROTECTIVE
 from tests.support.pair import REGION, Pair
-from tests.support.simulation import Disk, World, open_site
+from tests.support.simulation import World, open_site
 from tests.support.swap import SwapPair
 
 WEIGHTS = {"write": 20, "operate": 6, "send": 24, "deliver": 20, "perform": 10, "ack": 10, "hear": 10, "flush": 8, "apply": 4,
            "checkpoint": 1, "far checkpoint": 2, "fold": 1, "cut": 1, "connect": 6, "crash": 0.3, "doubt": 0.3,
            "burst": 6}
-
-
-def copy_of(world: World) -> World:
-    """What a killed process leaves, with everything in it durable."""
-    left = World(sector_size=512, disks={path: Disk(len(disk.now), bytes(disk.now)) for path, disk in world.disks.items()})
-    left.plugins = world.plugins
-    return left
 
 
 class FarPair(Pair):
@@ -110,7 +103,7 @@ class FarPair(Pair):
         twin = object.__new__(SwapPair)
         twin.rng, twin.seed, twin.fresh = random.Random(self.fire.random()), self.seed, self.fresh + 1000
         twin.way = random.Random(~self.seed)
-        twin.worlds, twin.ids = [copy_of(image), copy_of(self.worlds[0])], [b"B" * 16, b"A" * 16]
+        twin.worlds, twin.ids = [image.settled(), self.worlds[0].settled()], [b"B" * 16, b"A" * 16]
         twin.truth, twin.lsn = dict(self.truth), 0
         twin.session = twin.replica = None
         twin.to_b, twin.to_a, twin.replies, twin.errors = bytearray(), bytearray(), b"", []
@@ -159,7 +152,7 @@ class FarPair(Pair):
 
     def go_on(self, image: World) -> None:
         """The primary is killed as it stands, both go on: they become equal."""
-        left = copy_of(self.worlds[0])
+        left = self.worlds[0].settled()
         twin = object.__new__(Pair)
         twin.rng, twin.seed, twin.fresh = random.Random(self.fire.random()), self.seed, 0
         twin.way = random.Random(~self.seed)

@@ -20,45 +20,87 @@ from pyrepl.seams import NoPlugins, Plugins
 from pyrepl.site import Site
 
 SECTOR = 512
+PAGE = 4096
+ZEROS = bytes(PAGE)
 NODE = b"n" * 16
 
 
 class Disk:
-    """Bytes, the part of them that is stable, and the writes since the last flush."""
+    """Bytes, the part of them that is stable, and the writes since the last flush. Of pages that are never changed but replaced,
+    so that a copy, and what a power loss may leave, costs next to nothing however large the disk is."""
 
     def __init__(self, size: int, content: bytes = b"") -> None:
-        self.now = bytearray(content.ljust(size, b"\0"))
-        self.stable = bytearray(self.now)
+        self.size = max(size, len(content))
+        self.pages = [content[at:at + PAGE].ljust(PAGE, b"\0") for at in range(0, len(content), PAGE)]
+        self.pages += [ZEROS] * (-(-self.size // PAGE) - len(self.pages))
+        self.stable = self.pages.copy()
         self.since: list[tuple[int, bytes]] = []
 
+    def read(self, offset: int, length: int) -> bytes:
+        first, end = offset // PAGE, min(offset + length, self.size)
+        lead = offset - first * PAGE
+        return b"".join(self.pages[first:-(-end // PAGE)])[lead:lead + max(0, end - offset)]
+
     def write(self, offset: int, data: bytes) -> None:
-        self.now[offset:offset + len(data)] = data
+        put(self.pages, offset, data)
         self.since.append((offset, data))
 
     def flush(self) -> None:
         for offset, data in self.since:
-            self.stable[offset:offset + len(data)] = data
+            put(self.stable, offset, data)
         self.since.clear()
 
     def resize(self, size: int) -> None:
-        for content in (self.now, self.stable):
-            content.extend(bytes(max(0, size - len(content))))
+        """It only grows."""
+        self.size = max(self.size, size)
+        more = [ZEROS] * (-(-self.size // PAGE) - len(self.pages))
+        self.pages += more
+        self.stable += more
 
-    def image(self, rng: random.Random, chance: float, tear: bool) -> bytes:
+    def rot(self, offset: int, data: bytes) -> None:
+        """What nobody wrote is there."""
+        put(self.pages, offset, data)
+        put(self.stable, offset, data)
+
+    def copy(self) -> Disk:
+        left = Disk(0)
+        left.size, left.pages, left.stable, left.since = self.size, self.pages.copy(), self.stable.copy(), self.since.copy()
+        return left
+
+    def settled(self) -> Disk:
+        """The same, with everything in it durable."""
+        return self._of(self.pages.copy())
+
+    def _of(self, pages: list[bytes]) -> Disk:
+        left = Disk(0)
+        left.size, left.pages, left.stable = self.size, pages, pages.copy()
+        return left
+
+    def image(self, rng: random.Random, chance: float, tear: bool) -> Disk:
         """What a power loss may leave: each write since the last flush with that chance, some of them torn."""
-        content = bytearray(self.stable)
+        pages = self.stable.copy()
         for offset, data in self.since:
             if rng.random() >= chance:
                 continue
-            keep = data
             if tear and rng.random() < 0.3:
                 sectors = len(data) // SECTOR
                 for i in range(sectors):  # any subset of its sectors
                     if rng.random() < 0.5:
-                        content[offset + i * SECTOR:offset + (i + 1) * SECTOR] = data[i * SECTOR:(i + 1) * SECTOR]
+                        put(pages, offset + i * SECTOR, data[i * SECTOR:(i + 1) * SECTOR])
                 continue
-            content[offset:offset + len(keep)] = keep
-        return bytes(content)
+            put(pages, offset, data)
+        return self._of(pages)
+
+
+def put(pages: list[bytes], offset: int, data: bytes) -> None:
+    """The data in pages that take the place of those there."""
+    at = 0
+    while at < len(data):
+        number, lead = divmod(offset + at, PAGE)
+        part = data[at:at + PAGE - lead]
+        old = pages[number]
+        pages[number] = part if len(part) == PAGE else old[:lead] + part + old[lead + len(part):]
+        at += len(part)
 
 
 class SimulatedDevice(PythonDevice):
@@ -66,13 +108,13 @@ class SimulatedDevice(PythonDevice):
 
     def __init__(self, world: World, path: str) -> None:
         disk = world.disks[path]
-        super().__init__(path, len(disk.now), world.sector_size)
+        super().__init__(path, disk.size, world.sector_size)
         self.world = world
         self.disk = disk
 
     def do_read(self, offset: int, length: int) -> bytes:
         self.world.tick("read", self.name)
-        return bytes(self.disk.now[offset:offset + length])
+        return self.disk.read(offset, length)
 
     def do_write(self, ios: list[tuple[int, bytes, bool]]) -> None:
         for offset, data, fua in ios:
@@ -136,10 +178,11 @@ class World:
     def identify(self, path: str) -> tuple[int, ...]:
         if path not in self.disks:
             raise FileNotFoundError(2, "no such image", path)
-        return (len(self.disks[path].now), zlib.crc32(self.disks[path].now))
+        disk = self.disks[path]
+        return (disk.size, zlib.crc32(disk.read(0, disk.size)))
 
     def digest(self, path: str, size: int) -> bytes:
-        return hashlib.sha256(self.disks[path].now[:size]).digest()
+        return hashlib.sha256(self.disks[path].read(0, size)).digest()
 
     def resize(self, path: str, size: int) -> None:
         self.disks[path].resize(size)
@@ -148,20 +191,31 @@ class World:
         if path.startswith("made-"):
             del self.disks[path]
 
-    # power loss
+    # what is left of it
+
+    def settled(self) -> World:
+        """What a killed process leaves, with everything in it durable."""
+        return self._of({path: disk.settled() for path, disk in self.disks.items()})
+
+    def killed(self) -> World:
+        """What a killed process leaves: everything that it wrote can be read, and is still only as durable as it was."""
+        return self._of({path: disk.copy() for path, disk in self.disks.items()})
+
+    def _of(self, disks: dict[str, Disk]) -> World:
+        left = World(sector_size=self.sector_size, disks=disks)
+        left.plugins = self.plugins
+        return left
 
     def images(self, rng: random.Random, some: int) -> Iterator[World]:
         """Worlds that a power loss now can leave: nothing of what was not flushed, all of it, and ``some`` mixtures."""
         fates = [(0.0, False), (1.0, False), *((rng.choice((0.2, 0.5, 0.8, 0.95)), True) for _ in range(some))]
-        seen = set()
+        seen: list[dict[str, tuple[bytes, ...]]] = []
         for chance, tear in fates:
             disks = {path: disk.image(rng, chance, tear) for path, disk in self.disks.items()}
-            mark = hash(tuple(sorted(disks.items())))
+            mark = {path: tuple(disk.pages) for path, disk in disks.items()}  # compared page by page, and most are the same
             if mark not in seen:
-                seen.add(mark)
-                world = World(sector_size=self.sector_size, disks={p: Disk(len(c), c) for p, c in disks.items()})
-                world.plugins = self.plugins
-                yield world
+                seen.append(mark)
+                yield self._of(disks)
 
 
 def add_image(site: Site, world: World, name: str, content: bytes) -> ImageKey:
