@@ -161,8 +161,8 @@ class Driver:
                 if state.failed:
                     code = abs(state.failed)
                     raise OSError(code, os.strerror(code), self._site.journal.device.name)
-                # At a mark that is held nothing can be applied until the gate says so, or the journal fills. That it has
-                # filled is for the next step to judge: what came during this one may be the last that finds room.
+                # At a mark that is held nothing can be applied until the gate says so, or the journal fills. Whether it
+                # has, the next step judges: what came during this one may be the last that finds room.
                 waits = self._site.applier.held or self._site.wait is not None
                 self._idle_at = seen if waits else state.applied_position
                 self._idle.set()
