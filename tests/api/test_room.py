@@ -95,7 +95,7 @@ def test_a_resync_without_room_stands_still_on_the_wire_too(pair: Pair, monkeypa
     pair.link.resume()
     until(lambda: "stands still" in pair.link.status()["last_error"], "it says why", WAIT)
     until(lambda: pair.link.status()["state"] == "refused", "it has lasted", WAIT)
-    end, seen = time.monotonic() + 12, set()
+    end, seen = time.monotonic() + 6, set()
     while time.monotonic() < end:
         status = pair.link.status()
         seen.add(status["state"])
@@ -106,7 +106,7 @@ def test_a_resync_without_room_stands_still_on_the_wire_too(pair: Pair, monkeypa
     assert "refused" in seen
     late = pair.proxy.counts()
     assert late.since(crossed).total < 40 * MIB, "what differs, and what was on its way, once"
-    time.sleep(6)
+    time.sleep(4)
     assert pair.proxy.counts().since(late).total < 2 * MIB
     assert pair.far.status()["state"] == "active" and "stands still" in pair.far.status()["last_refusal"]
     assert (pair.far.status()["protective"] is not None) == (room == 22 * MIB)
@@ -130,14 +130,14 @@ def test_events_in_a_resync_find_no_room_either(pair: Pair, length: int) -> None
         offset = number * 37 % 255 * 65536 if length == 4096 else number * length
         pair.volume.write(offset, pair.random.randbytes(length))
     pair.group.flush()
-    end = time.monotonic() + 8
+    end = time.monotonic() + 4
     while time.monotonic() < end:
         assert pair.far.fault is None
         time.sleep(0.05)
     until(lambda: "stands still" in pair.link.status()["last_error"], "it says why", WAIT)
     assert pair.small.free >= 3 * MIB
     crossed = pair.proxy.counts()
-    time.sleep(6)
+    time.sleep(4)
     assert pair.proxy.counts().since(crossed).total < 2 * MIB
     pair.small.give()
     assert pair.is_equal()

@@ -3,6 +3,7 @@ primary really had, and leads from there; the old primary is led back by what di
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 
@@ -58,8 +59,11 @@ class Story(Swap):
         """The journal overflows while the secondary is away, which then takes copies slowly; the LSN of its snapshot."""
         self.one.wait(where=self.link.name, timeout=WAIT)
         self.link.pause()
-        for offset in range(4 * MIB, 22 * MIB, MIB):
+        for offset in itertools.cycle(range(4 * MIB, 22 * MIB, MIB)):
             self.write(("big", offset, MIB))
+            # Until it has just dropped the last of them: what it still has goes before the copies.
+            if self.link.status()["backlog_bytes"] >= 18 * MIB and self.one.status()["journal"]["used"] < 4 * MIB:
+                break
         self.one.volume("data").snapshot("later")
         self.link.set(bandwidth=MIB // 2)  # more than half a minute
         self.link.resume()

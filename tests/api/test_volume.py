@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import pyrepl
 from pyrepl.errors import DeviceError, NotFound, Refused, UsageError
+from tests.support.examples import examples
 
 MIB = 1 << 20
 REGION = 64 * 1024
@@ -36,7 +37,7 @@ lengths = st.integers(1, 10_000) | st.sampled_from([512, 4096, 8192, REGION, MIB
 acts = st.tuples(st.sampled_from(["write", "submit", "zero", "discard", "read"]), positions, lengths, st.booleans())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(acts, max_size=12), st.integers(0, 2**32))
 def test_as_a_bytearray(aligned, story, seed):
     rng, twin = random.Random(seed), bytearray(aligned.read(0, SIZE))

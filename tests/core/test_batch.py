@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pyrepl._core import batch, layout
 from tests.support import forge
+from tests.support.examples import examples
 from tests.support.forge import COPIED, DISCARD, EVENTS, GENERATION, GROUP, ITEM, OP, OPERATION, WRITE, ZERO
 
 GOOD, SHORT, MAGIC, VERSION, POSITION, CHAIN, LENGTH, HEAD_CRC, BODY_CRC, KIND, RESERVED, COUNT, RECORD, OTHER_GROUP = range(14)
@@ -54,7 +55,7 @@ def events(draw, alignment):
     return made
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data())
 def test_encoded_as_by_hand_and_good(data):
     alignment = data.draw(st.sampled_from([512, 4096]))
@@ -393,7 +394,7 @@ def test_what_cannot_be_placed_or_looked_into():
 # ---- anything at all ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data())
 def test_no_bit_that_travels_may_change(data):
     kind = data.draw(st.sampled_from([EVENTS, OPERATION]))
@@ -408,7 +409,7 @@ def test_no_bit_that_travels_may_change(data):
     assert batch.judge(raw[:cut_at], alignment=512) in (SHORT, HEAD_CRC, LENGTH)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.binary(max_size=400), st.sampled_from([512, 4096]))
 def test_noise_is_not_a_batch(noise, alignment):
     assert judged((noise, b""), alignment) in (SHORT, MAGIC)
@@ -452,7 +453,7 @@ PLACES = [  # (offset, bytes) of every field, of the travelling part and of the 
 ] + [(80 + 4 * i, 4) for i in range(11)] + [(128 + 32 * i + offset, size) for i in (0, 1) for _, offset, size in layout.fields("record")]  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.data())
 def test_the_judge_and_the_slow_judge_agree_on_sealed_lies(data):
     """Fields are changed and the checksum is made to hold: what is left to notice them are the rules."""
@@ -469,7 +470,7 @@ def test_the_judge_and_the_slow_judge_agree_on_sealed_lies(data):
     assert (batch.judge(head + payload, alignment=512) == GOOD) is good  # where payload may be taken for descriptors
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data())
 def test_no_bit_of_a_note_or_a_local_part_may_change(data):
     record = bytearray(data.draw(st.sampled_from([note_of(), record_of(), note_of(b"")])))

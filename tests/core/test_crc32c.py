@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pyrepl._core import crc32c as room
 from pyrepl._core.crc32c import copy, crc32c
+from tests.support.examples import examples
 
 KERNELS = room.kernels()
 NOISE = bytes((i * 167 + (i >> 3) * 91 + (i >> 9)) & 255 for i in range(16384))
@@ -71,7 +72,7 @@ def test_copy_of_all_lengths(kernel):
         assert target == NOISE[:length]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.binary(max_size=3000), st.integers(0, 3000), st.integers(0, 2**32 - 1), st.sampled_from(KERNELS))
 def test_a_sum_goes_on_where_it_ended(data, cut, value, kernel):
     assert crc32c(data[cut:], crc32c(data[:cut], value, kernel=kernel)) == bit_by_bit(data, value)

@@ -19,6 +19,7 @@ from pyrepl._core import blockdev
 from pyrepl._core.buffers import Buffer
 from pyrepl._core.device import Device, FileDevice, PythonDevice, probe
 from tests.support.devices import FailingDevice, MemoryDevice, RecordingDevice
+from tests.support.examples import examples
 
 SIZE = 4 << 20
 ENGINES = ["io_uring", "threads"]
@@ -64,7 +65,7 @@ def test_lists_do_what_a_bytearray_does(path, engine):
         assert device.engine == engine and device.size == SIZE
         sector, twin = device.sector_size, bytearray(SIZE)
 
-        @settings(max_examples=25, deadline=None)
+        @settings(max_examples=examples(25), deadline=None)
         @given(
             st.lists(
                 st.tuples(st.sampled_from(["write", "zero", "read"]), st.integers(0, 200), st.integers(1, 40)),

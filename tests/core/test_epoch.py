@@ -14,6 +14,7 @@ from pyrepl._core.stores import Stores
 from pyrepl._core.window import Window
 from tests.support import source_map_model
 from tests.support.devices import MemoryDevice
+from tests.support.examples import examples
 
 BLOCK, REGION, REGIONS = 512, 4096, 4
 SIZE = REGION * REGIONS
@@ -107,7 +108,7 @@ def judge_region(sizes, shows, touches, scratch):
     assert touches or stages == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data())
 def test_any_region(data):
     """Whatever shows what: contents are kept, touched devices are nobody else's, old content moves once."""
@@ -487,7 +488,7 @@ class Site:
         self.check()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.data())
 def test_history(data):
     """Any history of writes, copies, deletions and mover's steps shows what the naive system shows."""

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyrepl._core import layout
+from tests.support.examples import examples
 from tests.support.forge import crc32c
 
 FORMATS = {  # written down a second time, on purpose
@@ -42,7 +43,7 @@ def by_hand(name, values, *, magic=None, version=1, reserved=b"", crc=None):
     return raw[:-4] + struct.pack("<I", crc32c(raw[:-4]) if crc is None else crc)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.sampled_from(STRUCTS), st.data())
 def test_packed_as_by_hand_and_back(name, data):
     values = data.draw(st.fixed_dictionaries(FIELDS[name]))
@@ -92,7 +93,7 @@ def test_each_thing_that_can_be_wrong_is_named(name):
                 UNPACK[name](by_hand(name, zeros(name), reserved=reserved))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.sampled_from(STRUCTS), st.data())
 def test_every_bit_is_under_the_checksum(name, data):
     packed = bytearray(PACK[name]())

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pyrepl._core import batch, pump
 from pyrepl._core.regions import RegionMap
 from tests.support.devices import FailingDevice, MemoryDevice
+from tests.support.examples import examples
 from tests.support.site import GENERATION, GROUP, Site
 
 COPIED = 3
@@ -41,7 +42,7 @@ def unpacked(records, payload):
     return blocks
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(data=st.data(), size=st.sampled_from([64 << 10, (64 << 10) + 512, (64 << 10) - 512]))
 def test_copied_regions_are_what_the_store_shows(data, size):
     site = Site(1, size=size, region_size=REGION)
@@ -159,7 +160,7 @@ def one_entry(site, events):
     return site.window.entry(position)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(events=EVENTS, size=st.sampled_from([100 << 10, (96 << 10) + 512]))
 def test_enter_and_leave(events, size):
     site = Site(2, size=128 << 10)

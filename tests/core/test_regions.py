@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyrepl._core.regions import RegionMap
+from tests.support.examples import examples
 
-FEW = settings(max_examples=100, deadline=None)
+FEW = settings(max_examples=examples(100), deadline=None)
 WORD, BLOCK = 64, 4096  # the edges inside: a word of the bits, and the regions of one summary word
 MOST = 1 << 40
 TOO_MUCH = [-1, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64, 1 << 70]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyrepl._core.sources import SourceMap
+from tests.support.examples import examples
 
 PAGE = 512
 SIZES = st.one_of(st.integers(0, 40), st.sampled_from([PAGE - 1, PAGE, PAGE + 1, 2 * PAGE, 3 * PAGE + 7]))
@@ -39,7 +40,7 @@ def check(source_map, twin):
     assert list(again.runs()) == runs(twin)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data())
 def test_as_a_list(data):
     size = data.draw(SIZES)
@@ -188,7 +189,7 @@ def test_malformed(data):
         SourceMap.decode(data)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.binary(max_size=64))
 def test_any_bytes(data):
     """No bytes harm; what is taken is a map."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pyrepl._core.stores import Stores
 from tests.support.devices import MemoryDevice
+from tests.support.examples import examples
 
 REGION = 4096
 
@@ -36,7 +37,7 @@ def sources(stores, slot):
     return [source for _, count, source in stores.runs(slot) for _ in range(count)]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data())
 def test_as_lists(data):
     """Copies, repoints, resizes and removals against lists; every resolution says what the lists say."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pyrepl._core import view
 from tests.support.devices import FailingDevice, MemoryDevice
+from tests.support.examples import examples
 from tests.support.site import Site
 
 SIZE = 64 << 10
@@ -36,7 +37,7 @@ class Watched(MemoryDevice):
 
 
 @pytest.mark.parametrize("alignment", [512, 4096])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(data=st.data())
 def test_reads_are_those_of_a_bytearray(alignment, data):
     site = Site(3, size=SIZE, alignment=alignment)

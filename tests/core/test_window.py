@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pyrepl._core.window import Window, scan_log
 from tests.support import forge
 from tests.support.devices import FailingDevice, MemoryDevice, RecordingDevice
+from tests.support.examples import examples
 
 BLOCK = 4096
 MIB = 1 << 20
@@ -1570,5 +1571,5 @@ class LogMachine(RuleBasedStateMachine):
             self.window.close()
 
 
-LogMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+LogMachine.TestCase.settings = settings(max_examples=examples(80), stateful_step_count=40, deadline=None)
 TestLogMachine = LogMachine.TestCase

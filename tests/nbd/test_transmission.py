@@ -23,6 +23,7 @@ from pyrepl._core import batch, nbdio, window
 from tests.support import forge
 from tests.support import nbd_client as nbd
 from tests.support.devices import FailingDevice, MemoryDevice, RecordingDevice
+from tests.support.examples import examples
 from tests.support.nbd_client import (
     CACHE,
     DF,
@@ -282,7 +283,7 @@ OPERATIONS = st.lists(
 
 @pytest.mark.parametrize("alignment", [512, 4096])
 @pytest.mark.parametrize("structured", [False, True])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(operations=OPERATIONS, together=st.integers(1, 8))
 def test_a_twin_of_bytes(alignment, structured, operations, together):
     """Any offsets and lengths. Batches of writes are sent at once: they happen in the order in which they were sent."""
