@@ -15,7 +15,7 @@ import pytest
 
 import pyrepl
 from pyrepl.errors import Exists, NotFound, PeerError, PyreplError, Refused, UsageError, WaitTimeout
-from pyrepl.remote import frames, messages, requests
+from pyrepl.remote import frames, messages, requests, values
 from pyrepl.service.control import MODE, User
 from pyrepl.service.jobs import KEPT, Jobs
 
@@ -354,7 +354,7 @@ def test_a_client_killed_while_it_waits(daemon, node, group, python) -> None:
 def test_a_client_killed_after_it_asked_for_an_operation(daemon, node, group) -> None:
     """The operation has its place and is performed; only the waiting ends."""
     sock = _raw(daemon)
-    key = requests.StoreKey(group="db", name="data")
+    key = values.StoreKey(group="db", name="data")
     frames.send(sock, messages.encode_request(requests.StoreSnapshot(store=key, name="kept")))
     sock.close()
     until(lambda: [snapshot.name for snapshot in group.snapshots] == ["kept"], "the snapshot was taken")
@@ -437,7 +437,7 @@ def test_another_version_of_the_protocol(daemon) -> None:
         sock = _dial(daemon)
         frames.send(sock, messages.encode_request(messages.Hello(version=version)))
         failure = messages.decode_reply(frames.receive(sock, frames.MOST_ANSWER)[0])
-        assert isinstance(failure, requests.Failure) and failure.context["reason"] == "version"
+        assert isinstance(failure, values.Failure) and failure.context["reason"] == "version"
         sock.close()
 
 

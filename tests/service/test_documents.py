@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pyrepl.remote import frames, messages, requests
+from pyrepl.remote import frames, members, messages, requests, values
 from pyrepl.service import control
 from pyrepl.service.config import RELOADABLE, Config, Table
 from pyrepl.service.metrics import FAMILIES
@@ -114,8 +114,8 @@ def test_control() -> None:
 
 def test_parts_of_answers() -> None:
     rows = {row[0].strip("`"): row[1] for row in table("control.md", "Parts")}
-    parts = [kind for kind in vars(requests).values()
-             if isinstance(kind, type) and issubclass(kind, requests.Value) and not issubclass(kind, requests.Request) and kind is not requests.Value]
+    parts = {kind for module in (values, members) for kind in vars(module).values()
+             if isinstance(kind, type) and issubclass(kind, values.Value) and kind is not values.Value}
     assert rows == {kind.__name__: ", ".join(f"`{field.name}`" for field in msgspec.structs.fields(kind)) for kind in parts}
 
 

@@ -18,7 +18,7 @@ import pytest
 
 import pyrepl
 from pyrepl.errors import PeerError, PyreplError, Refused
-from pyrepl.remote import frames, messages, requests
+from pyrepl.remote import frames, messages, requests, values
 
 from .conftest import Daemon, until
 
@@ -119,7 +119,7 @@ def test_what_is_no_frame_ends_the_connection(victim: Daemon, greeted: bool, dat
     sock = welcomed(victim) if greeted else dial(victim)
     sock.sendall(data)
     answer = messages.decode_reply(frames.receive(sock, frames.MOST_ANSWER, first=60)[0])
-    assert isinstance(answer, requests.Failure) and answer.code == "protocol"
+    assert isinstance(answer, values.Failure) and answer.code == "protocol"
     assert drained(sock) == b""
     sock.close()
     served(victim)
@@ -156,7 +156,7 @@ def test_what_is_no_request_is_answered_and_the_connection_goes_on(victim: Daemo
     sock = welcomed(victim)
     sock.sendall(frame(body))
     answer = reply(sock)
-    assert isinstance(answer, requests.Failure) and answer.code == "usage"
+    assert isinstance(answer, values.Failure) and answer.code == "usage"
     sock.sendall(frame(messages.encode_request(requests.NodeGroups())))
     assert reply(sock) == messages.Answer(value=["db"])
     sock.close()
@@ -166,7 +166,7 @@ def test_what_is_no_request_is_answered_and_the_connection_goes_on(victim: Daemo
 def test_what_is_no_hello_ends_the_connection(victim: Daemon, body: bytes) -> None:
     sock = dial(victim)
     sock.sendall(frame(body))
-    assert isinstance(reply(sock), requests.Failure) and drained(sock) == b""
+    assert isinstance(reply(sock), values.Failure) and drained(sock) == b""
     sock.close()
 
 
@@ -174,7 +174,7 @@ def test_a_request_before_the_hello_and_a_second_hello(victim: Daemon) -> None:
     for sock, data in ((dial(victim), frame(messages.encode_request(requests.NodeStatus()))), (welcomed(victim), frame(HELLO))):
         sock.sendall(data)
         answer = reply(sock)
-        assert isinstance(answer, requests.Failure) and answer.code == "protocol" and drained(sock) == b""
+        assert isinstance(answer, values.Failure) and answer.code == "protocol" and drained(sock) == b""
         sock.close()
 
 
@@ -205,8 +205,8 @@ def test_extreme_numbers(victim: Daemon) -> None:
                 continue
             sock.sendall(frame(msgspec.msgpack.encode(asked)))
             answer = reply(sock)
-            assert isinstance(answer, messages.Answer | requests.Failure), asked
-            assert not isinstance(answer, requests.Failure) or answer.code not in ("internal", "protocol", "corrupt"), (asked, answer)
+            assert isinstance(answer, messages.Answer | values.Failure), asked
+            assert not isinstance(answer, values.Failure) or answer.code not in ("internal", "protocol", "corrupt"), (asked, answer)
             count += 1
     assert count > 100
     sock.close()
@@ -216,7 +216,7 @@ def test_a_payload_where_none_belongs(victim: Daemon) -> None:
     sock = welcomed(victim)
     sock.sendall(frame(messages.encode_request(requests.NodeStatus()), b"x"))
     answer = reply(sock)
-    assert isinstance(answer, requests.Failure) and "takes no payload" in answer.text
+    assert isinstance(answer, values.Failure) and "takes no payload" in answer.text
     sock.close()
 
 
@@ -237,7 +237,7 @@ def test_limit_of_a_body(victim: Daemon, delta: int) -> None:
 @pytest.mark.parametrize("delta", [-1, 0, 1])
 def test_limit_of_a_payload(victim: Daemon, delta: int) -> None:
     sock = welcomed(victim)
-    body = messages.encode_request(requests.StoreWrite(store=requests.StoreKey(group="db", name="data"), offset=1 << 40))
+    body = messages.encode_request(requests.StoreWrite(store=values.StoreKey(group="db", name="data"), offset=1 << 40))
     sender = threading.Thread(target=_send_all, args=(sock, frame(body, bytes(frames.MOST_PAYLOAD + delta))), daemon=True)
     sender.start()
     answer = reply(sock)
@@ -281,7 +281,7 @@ def test_random_bytes(victim: Daemon) -> None:
 def test_mutated_requests(victim: Daemon, request: pytest.FixtureRequest) -> None:
     """Real requests with a byte changed: an answer, or an end; afterwards the node works."""
     chance = random.Random(SEED)
-    key = requests.StoreKey(group="db", name="data")
+    key = values.StoreKey(group="db", name="data")
     good = [messages.encode_request(request) for request in (
         requests.GroupStatus(group="db"), requests.StoreRead(store=key, offset=0, length=512), requests.GroupShow(group="db"),
         requests.StoreShow(store=key), requests.GroupWait(group="db", timeout=0.0), requests.LinkStatus(group="db", name="x"))]
@@ -294,8 +294,8 @@ def test_mutated_requests(victim: Daemon, request: pytest.FixtureRequest) -> Non
         answer = reply(sock)
         while isinstance(answer, messages.Progress):
             answer = reply(sock)
-        assert isinstance(answer, messages.Answer | requests.Failure)
-        assert not isinstance(answer, requests.Failure) or answer.code != "internal", (bytes(body), answer)
+        assert isinstance(answer, messages.Answer | values.Failure)
+        assert not isinstance(answer, values.Failure) or answer.code != "internal", (bytes(body), answer)
     sock.close()
 
 
@@ -357,7 +357,7 @@ def test_pace(daemons: Any) -> None:
 def test_a_client_that_does_not_read(victim: Daemon) -> None:
     """Its answers fill the socket; it is let go, and nobody else waits for it."""
     sock = welcomed(victim)
-    key = requests.StoreKey(group="db", name="data")
+    key = values.StoreKey(group="db", name="data")
     asked = frame(messages.encode_request(requests.StoreRead(store=key, offset=0, length=1 << 20)))
     sock.settimeout(0.5)
     try:

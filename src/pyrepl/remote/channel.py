@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 from pyrepl.errors import NotFound, PeerError, ProtocolError, Refused, UsageError
 from pyrepl.remote import frames, messages
 from pyrepl.remote.messages import Answer, Hello, Progress, Welcome
-from pyrepl.remote.requests import Failure, Request
+from pyrepl.remote.requests import Request
+from pyrepl.remote.values import Failure
 
 MOST_IDLE = 4  # connections kept for the next call
 A = TypeVar("A")

@@ -15,10 +15,10 @@ from pyrepl.remote import messages, requests
 from pyrepl.remote.channel import Channel
 from pyrepl.remote.images import RemoteImage
 from pyrepl.remote.kept import RemoteKeptSnapshot
-from pyrepl.remote.requests import GroupInfo, LinkInfo, StoreKey
 from pyrepl.remote.results import RemoteOperationResult
 from pyrepl.remote.sets import RemoteExplanation, RemoteUnorderedSet
 from pyrepl.remote.stores import RemoteSnapshot, RemoteStore, RemoteVolume, handle
+from pyrepl.remote.values import GroupInfo, LinkInfo, StoreInfo, StoreKey
 from pyrepl.remote.views import RemoteView, open_view
 from pyrepl.results import Progress
 
@@ -439,7 +439,7 @@ class RemoteGroup:
             raise messages.error_of(info.fault)
         return info
 
-    def _find(self, name: str, kind: str) -> requests.StoreInfo:
+    def _find(self, name: str, kind: str) -> StoreInfo:
         key = StoreKey(group=self.name, name=name)
         return self.channel.call(requests.StoreShow(store=key, kind=kind))[0]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyrepl.remote import requests
-from pyrepl.remote.requests import ImageInfo, StoreKey
 from pyrepl.remote.results import RemoteOperationResult
 from pyrepl.remote.stores import RemoteVolume
+from pyrepl.remote.values import ImageInfo, StoreKey
 
 if TYPE_CHECKING:
     from pyrepl.remote.group import RemoteGroup

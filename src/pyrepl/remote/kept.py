@@ -9,8 +9,8 @@ from typing import Any
 
 from pyrepl.errors import NotFound
 from pyrepl.remote import requests
-from pyrepl.remote.requests import StoreInfo
 from pyrepl.remote.stores import RemoteStore
+from pyrepl.remote.values import StoreInfo
 
 
 class RemoteKeptSnapshot(RemoteStore):

@@ -22,7 +22,8 @@ import msgspec
 
 from pyrepl import errors
 from pyrepl.errors import ProtocolError, PyreplError, Refused, UsageError
-from pyrepl.remote.requests import REQUESTS, Failure, Request, Value, answer_type, verb
+from pyrepl.remote.requests import REQUESTS, Request, answer_type, verb
+from pyrepl.remote.values import Failure, Value
 
 VERSION = 1
 

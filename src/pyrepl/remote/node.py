@@ -16,8 +16,8 @@ from pyrepl.options import SiteOptions
 from pyrepl.remote import requests
 from pyrepl.remote.channel import Channel
 from pyrepl.remote.group import RemoteGroup, there
-from pyrepl.remote.requests import ExportInfo
 from pyrepl.remote.results import RemoteEvents
+from pyrepl.remote.values import ExportInfo
 
 if TYPE_CHECKING:
     from pyrepl.remote.stores import RemoteStore

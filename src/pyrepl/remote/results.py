@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pyrepl.errors import PeerError, Refused, WaitTimeout
 from pyrepl.remote import requests
 from pyrepl.remote.channel import Channel, next_told
+from pyrepl.remote.values import OperationInfo
 from pyrepl.results import PERFORM, PERFORMED, MemberResult, Progress, check_timeout
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class RemoteOperationResult:
     """An operation that has its place in the order of a group. See :class:`pyrepl.OperationResult`."""
 
-    def __init__(self, group: RemoteGroup, info: requests.OperationInfo) -> None:
+    def __init__(self, group: RemoteGroup, info: OperationInfo) -> None:
         from pyrepl.remote.stores import handle
 
         self._group = group
@@ -103,7 +104,7 @@ class RemoteOperationResult:
     def __repr__(self) -> str:
         return f"<{self.kind} at LSN {self.lsn} of group {self._group.name!r}>"
 
-    def _look(self) -> requests.OperationInfo:
+    def _look(self) -> OperationInfo:
         compared = self._known.verification
         going_on = compared is not None and not compared["done"]
         if self._known.state != PERFORMED or self._known.bytes_changed is None or going_on:
@@ -111,9 +112,9 @@ class RemoteOperationResult:
             self._avoided = self._known.bytes_avoided
         return self._known
 
-    def _ask(self) -> requests.OperationInfo:
+    def _ask(self) -> OperationInfo:
         request = requests.GroupOperation(group=self._group.name, lsn=self.lsn)
-        info: requests.OperationInfo = self._group.channel.call(request)[0]
+        info: OperationInfo = self._group.channel.call(request)[0]
         return info
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyrepl.errors import UsageError
-from pyrepl.remote import requests
-from pyrepl.remote.requests import AnyExplained, AnyMember
+from pyrepl.remote import members, requests
+from pyrepl.remote.members import AnyExplained, AnyMember
 from pyrepl.remote.results import RemoteOperationResult
 from pyrepl.results import check_timeout
 
@@ -34,11 +34,11 @@ class _Collected:
 
     def snapshot(self, store: RemoteStore | str, name: str) -> None:
         """A snapshot of the store."""
-        self._add(requests.MemberSnapshot(store=self._group.key_of(store), name=name))
+        self._add(members.MemberSnapshot(store=self._group.key_of(store), name=name))
 
     def clone(self, store: RemoteStore | RemoteImage | str, name: str) -> None:
         """A new volume with the content of the store or image."""
-        self._add(requests.MemberClone(store=self._group.key_of(store), name=name))
+        self._add(members.MemberClone(store=self._group.key_of(store), name=name))
 
     def restore(
         self,
@@ -52,42 +52,42 @@ class _Collected:
             pair = None if extent is None else (extent[0], extent[1])
         except (TypeError, IndexError):
             raise UsageError(f"extent={extent!r}: give pyrepl.Extent(offset, length)") from None
-        self._add(requests.MemberRestore(
+        self._add(members.MemberRestore(
             store=self._group.key_of(volume), snapshot=self._group.key_of(snapshot), extent=pair))
 
     def refresh(self, snapshot: RemoteSnapshot | str) -> None:
         """The snapshot shows what its origin shows now."""
-        self._add(requests.MemberRefresh(store=self._group.key_of(snapshot)))
+        self._add(members.MemberRefresh(store=self._group.key_of(snapshot)))
 
     def synchronize(self, target: RemoteStore | str, source: RemoteStore | RemoteImage | str) -> None:
         """``target`` becomes equal to ``source``."""
-        self._add(requests.MemberSynchronize(store=self._group.key_of(target), source=self._group.key_of(source)))
+        self._add(members.MemberSynchronize(store=self._group.key_of(target), source=self._group.key_of(source)))
 
     def copy_range(
         self, source: RemoteStore | RemoteImage | str, target: RemoteStore | str, offset: int, length: int
     ) -> None:
         """The range of ``target`` becomes equal to the same range of ``source``."""
-        self._add(requests.MemberCopyRange(
+        self._add(members.MemberCopyRange(
             source=self._group.key_of(source), target=self._group.key_of(target), offset=offset, length=length))
 
     def resize(self, volume: RemoteVolume | str, size: int, *, force: bool = False) -> None:
         """The volume gets another size."""
-        self._add(requests.MemberResize(store=self._group.key_of(volume), size=size, force=force))
+        self._add(members.MemberResize(store=self._group.key_of(volume), size=size, force=force))
 
     def remove(self, volume: RemoteVolume | str, *, force: bool = False) -> None:
         """The volume leaves the group."""
-        self._add(requests.MemberRemove(store=self._group.key_of(volume), force=force))
+        self._add(members.MemberRemove(store=self._group.key_of(volume), force=force))
 
     def delete(self, snapshot: RemoteSnapshot | str) -> None:
         """The snapshot leaves the group."""
-        self._add(requests.MemberDelete(store=self._group.key_of(snapshot)))
+        self._add(members.MemberDelete(store=self._group.key_of(snapshot)))
 
     def perform(self, operation: PluginOperation | str, arguments: Mapping[str, Any] | None = None) -> None:
         """What a plug-in does."""
         from pyrepl.plugin import told
 
         name, given = told(operation, arguments)
-        self._add(requests.MemberPerform(plugin=name, arguments=given))
+        self._add(members.MemberPerform(plugin=name, arguments=given))
 
     def _add(self, member: AnyMember | AnyExplained) -> None:
         if not self._open:
@@ -140,24 +140,24 @@ class RemoteExplanation(_Collected):
 
     def add_volume(self, name: str, *, size: int, zero: bool = True) -> None:
         """A volume enters the group."""
-        self._add(requests.MemberAddVolume(name=name, size=size, zero=zero))
+        self._add(members.MemberAddVolume(name=name, size=size, zero=zero))
 
     def snapshot_all(
         self, name: str, *, volumes: list[RemoteVolume | str] | None = None, early: bool = False
     ) -> None:
         """Snapshots of all volumes, or of these, at one LSN."""
         chosen = None if volumes is None else tuple(self._group.key_of(volume) for volume in volumes)
-        self._add(requests.MemberSnapshotAll(name=name, volumes=chosen, early=early))
+        self._add(members.MemberSnapshotAll(name=name, volumes=chosen, early=early))
 
     def early_snapshot(self, store: RemoteStore | str, name: str) -> None:
         """A snapshot that the secondaries make first."""
-        self._add(requests.MemberEarlySnapshot(store=self._group.key_of(store), name=name))
+        self._add(members.MemberEarlySnapshot(store=self._group.key_of(store), name=name))
 
     def early_restore(
         self, volume: RemoteVolume | str, snapshot: RemoteSnapshot | RemoteImage | str
     ) -> None:
         """A restore that the secondaries perform first."""
-        self._add(requests.MemberEarlyRestore(
+        self._add(members.MemberEarlyRestore(
             store=self._group.key_of(volume), snapshot=self._group.key_of(snapshot)))
 
     def restore_all(
@@ -185,11 +185,11 @@ class RemoteExplanation(_Collected):
         early: bool = False,
     ) -> None:
         chosen = None if volumes is None else tuple(self._group.key_of(volume) for volume in volumes)
-        self._add(requests.MemberWide(what=what, name=name, snapshot=snapshot, volumes=chosen, early=early))
+        self._add(members.MemberWide(what=what, name=name, snapshot=snapshot, volumes=chosen, early=early))
 
     def mark(self, name: str, payload: bytes = b"") -> None:
         """A message at this point of the order."""
-        self._add(requests.MemberMark(name=name, message=payload))
+        self._add(members.MemberMark(name=name, message=payload))
 
     def __enter__(self) -> RemoteExplanation:
         return self

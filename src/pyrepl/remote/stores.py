@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pyrepl.catalog import SNAPSHOT, VOLUME, whole
 from pyrepl.errors import NotFound, UsageError
 from pyrepl.remote import frames, requests
-from pyrepl.remote.requests import StoreInfo, StoreKey
 from pyrepl.remote.results import RemoteOperationResult
+from pyrepl.remote.values import StoreInfo, StoreKey, StoreMade
 from pyrepl.results import Progress
 
 if TYPE_CHECKING:
@@ -318,7 +318,7 @@ def handle(group: RemoteGroup, info: StoreInfo, result: RemoteOperationResult | 
     return KINDS[info.kind](group, info, result)
 
 
-def _result(group: RemoteGroup, made: requests.StoreMade) -> RemoteOperationResult | None:
+def _result(group: RemoteGroup, made: StoreMade) -> RemoteOperationResult | None:
     return RemoteOperationResult(group, made.operation) if made.operation is not None else None
 
 

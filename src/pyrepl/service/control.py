@@ -28,7 +28,8 @@ from pyrepl.border import typed
 from pyrepl.errors import PeerError, ProtocolError, PyreplError, Refused, UsageError
 from pyrepl.remote import frames, messages, requests
 from pyrepl.remote.messages import Answer, Hello, Progress, Welcome
-from pyrepl.remote.requests import Failure, Request, verb
+from pyrepl.remote.requests import Request, verb
+from pyrepl.remote.values import Failure
 from pyrepl.results import check_timeout
 from pyrepl.runtime.addresses import bind_unix, refuse_routable, unlink_own
 from pyrepl.service.jobs import Jobs

@@ -22,7 +22,8 @@ import msgspec
 from pyrepl.border import typed
 from pyrepl.errors import PyreplError
 from pyrepl.remote import requests
-from pyrepl.remote.requests import OperationInfo, Request, StoreMade, verb
+from pyrepl.remote.requests import Request, verb
+from pyrepl.remote.values import OperationInfo, StoreMade
 from pyrepl.service.job_file import AHEAD, Ended, Given, JobFile, Line, Numbers
 from pyrepl.service.verbs.call import ClientGone
 

@@ -13,7 +13,7 @@ from pyrepl.catalog import SNAPSHOT, VOLUME
 from pyrepl.errors import NotFound, PyreplError
 from pyrepl.kept import KEPT, KeptSnapshot
 from pyrepl.remote import messages, requests
-from pyrepl.remote.requests import (
+from pyrepl.remote.values import (
     ExportInfo,
     GroupInfo,
     LinkInfo,

@@ -9,8 +9,8 @@ from pyrepl.catalog import SNAPSHOT, VOLUME
 from pyrepl.errors import NotFound, UsageError
 from pyrepl.kept import KEPT
 from pyrepl.options import SiteOptions
-from pyrepl.remote import requests
-from pyrepl.remote.requests import GroupInfo, LinkInfo, OperationInfo, StoreInfo, StoreKey, StoreMade
+from pyrepl.remote import members, requests
+from pyrepl.remote.values import GroupInfo, LinkInfo, OperationInfo, StoreInfo, StoreKey, StoreMade
 from pyrepl.results import ADMITTED, PERFORMED
 from pyrepl.service.verbs.call import Call, group_info, link_info, made, performed, store_info, store_of, volume_of
 from pyrepl.service.verbs.images import source_of
@@ -133,12 +133,12 @@ def group_explain(call: Call, request: requests.GroupExplain) -> dict[str, Any]:
     with call.node.group(request.group).explain(timeout=request.timeout) as ops:
         for member in request.members:
             match member:
-                case requests.MemberAddVolume(name=name, size=size, zero=zero):
+                case members.MemberAddVolume(name=name, size=size, zero=zero):
                     ops.add_volume(name, size=size, zero=zero)
-                case requests.MemberSnapshotAll(name=name, volumes=volumes, early=early):
+                case members.MemberSnapshotAll(name=name, volumes=volumes, early=early):
                     names: list[Volume | str] = [_known(call, key) for key in volumes or ()]
                     ops.snapshot_all(name, volumes=None if volumes is None else names, early=early)
-                case requests.MemberWide(what=what, name=name, snapshot=snapshot, volumes=volumes, early=early):
+                case members.MemberWide(what=what, name=name, snapshot=snapshot, volumes=volumes, early=early):
                     of: list[Volume | str] | None = None if volumes is None else [_known(call, key) for key in volumes]
                     match what:
                         case "restore":
@@ -149,38 +149,38 @@ def group_explain(call: Call, request: requests.GroupExplain) -> dict[str, Any]:
                             ops.clone_all(name, snapshot=snapshot, volumes=of)
                         case _:
                             ops.delete_all(name, volumes=of)
-                case requests.MemberEarlySnapshot(store=store, name=name):
+                case members.MemberEarlySnapshot(store=store, name=name):
                     ops.early_snapshot(_known(call, store), name)
-                case requests.MemberEarlyRestore(store=store, snapshot=source):
+                case members.MemberEarlyRestore(store=store, snapshot=source):
                     ops.early_restore(_known(call, store), _known(call, source))
-                case requests.MemberMark(name=name, message=message):
+                case members.MemberMark(name=name, message=message):
                     ops.mark(name, message)
                 case _:
                     _add(call, ops, member)
     return ops.result
 
 
-def _add(call: Call, ops: Collected, member: requests.AnyMember) -> None:
+def _add(call: Call, ops: Collected, member: members.AnyMember) -> None:
     match member:
-        case requests.MemberSnapshot(store=store, name=name):
+        case members.MemberSnapshot(store=store, name=name):
             ops.snapshot(_known(call, store), name)
-        case requests.MemberClone(store=store, name=name):
+        case members.MemberClone(store=store, name=name):
             ops.clone(_known(call, store), name)
-        case requests.MemberRestore(store=store, snapshot=snapshot, extent=extent):
+        case members.MemberRestore(store=store, snapshot=snapshot, extent=extent):
             ops.restore(_known(call, store), _known(call, snapshot), extent=extent)
-        case requests.MemberRefresh(store=store):
+        case members.MemberRefresh(store=store):
             ops.refresh(_known(call, store))
-        case requests.MemberSynchronize(store=store, source=source):
+        case members.MemberSynchronize(store=store, source=source):
             ops.synchronize(_known(call, store), _known(call, source))
-        case requests.MemberCopyRange(source=source, target=target, offset=offset, length=length):
+        case members.MemberCopyRange(source=source, target=target, offset=offset, length=length):
             ops.copy_range(_known(call, source), _known(call, target), offset, length)
-        case requests.MemberResize(store=store, size=size, force=force):
+        case members.MemberResize(store=store, size=size, force=force):
             ops.resize(_known(call, store), size, force=force)
-        case requests.MemberRemove(store=store, force=force):
+        case members.MemberRemove(store=store, force=force):
             ops.remove(_known(call, store), force=force)
-        case requests.MemberDelete(store=store):
+        case members.MemberDelete(store=store):
             ops.delete(_known(call, store))
-        case requests.MemberPerform(plugin=plugin, arguments=arguments):
+        case members.MemberPerform(plugin=plugin, arguments=arguments):
             ops.perform(plugin, arguments)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pyrepl._core import layout
 from pyrepl.errors import NotFound
 from pyrepl.remote import requests
-from pyrepl.remote.requests import ImageInfo, StoreKey, StoreMade
+from pyrepl.remote.values import ImageInfo, StoreKey, StoreMade
 from pyrepl.service.verbs.call import Call, made, store_of
 
 if TYPE_CHECKING:

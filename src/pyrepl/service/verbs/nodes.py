@@ -6,7 +6,7 @@ from typing import Any
 
 from pyrepl.errors import Refused, UsageError, WaitTimeout
 from pyrepl.remote import frames, requests
-from pyrepl.remote.requests import ExportInfo, NodeInfo
+from pyrepl.remote.values import ExportInfo, NodeInfo
 from pyrepl.runtime.certificates import TlsFiles
 from pyrepl.service.verbs.call import Call, export_info, store_of
 

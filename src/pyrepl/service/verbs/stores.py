@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pyrepl.errors import UsageError
 from pyrepl.kept import KEPT
 from pyrepl.remote import frames, requests
-from pyrepl.remote.requests import OperationInfo, StoreInfo, StoreMade
+from pyrepl.remote.values import OperationInfo, StoreInfo, StoreMade
 from pyrepl.service.verbs.call import (
     Call,
     Data,
