@@ -1,12 +1,12 @@
-"""The primary's side of one link: what it knows of the secondary, and what goes out next.
+"""The primary's side of one link: who its secondary is, what is known of it, and what writers are promised of it.
 
     ledger   what holds at the secondary durably, and what it lacks that the log has dropped (``ledger``)
-    ahead    what will hold there when everything that was sent has arrived: decides what to copy next
+    stream   what goes out on the connection that there is, and has not been acknowledged (``stream``)
 
-Decides the content and order of the stream (model, "The link"). Must not know how a connection begins (``greeting``)
-or what of the knowledge is kept (``ledger``). No threads, sockets or clocks; its methods are called
-with ``guard`` held (a context manager; all links of a site share one), except :meth:`Plan.fetch`, which reads and may
-wait.
+Decides what every message of the secondary does, and which knowledge a break of the connection leaves (model, "The
+link"). Must not know how a connection begins (``greeting``), what goes out next (``stream``), or what of the knowledge
+is kept (``ledger``). No threads, sockets or clocks; its methods, and those of its stream, are called with ``guard``
+held (a context manager; all links of a site share one).
 
   L1  Only what is durable here is sent, so a secondary never holds events that this site lost.
   L2  The ledger lives in the checkpoint. A skip is sent only when a checkpoint that holds its fold is durable, and so
@@ -33,126 +33,31 @@ from typing import Any
 
 import msgspec
 
-from pyrepl import items, operations
-from pyrepl._core import batch, layout, pump
 from pyrepl._core.regions import RegionMap
-from pyrepl._core.stream import Outlet
-from pyrepl._core.window import Entry
 from pyrepl.bound import Bound, is_bounded
-from pyrepl.divergence import Runs, covered, touched
 from pyrepl.errors import PeerError, ProtocolError, Refused, UsageError, check
 from pyrepl.forecast import Forecast
 from pyrepl.greeting import Greeting
 from pyrepl.items import Refusal
-from pyrepl.knowledge import (
-    CopiedRegions,
-    Dropped,
-    Effect,
-    Events,
-    Flight,
-    Knowledge,
-    Made,
-    Passed,
-    Performed,
-    Said,
-    Skipped,
-    kept_operation,
-    may_be_refused,
-    moves,
-    passed,
-    unsettles,
-)
+from pyrepl.knowledge import Knowledge
 from pyrepl.ledger import Ledger, LinkRecord
 from pyrepl.lineage import Lineage, Pairs, is_valid
 from pyrepl.options import LinkOptions
-from pyrepl.pairing import info_of
 from pyrepl.parting import parting_of_two
 from pyrepl.probes import Probing
 from pyrepl.protocol import messages
 from pyrepl.protocol.messages import Ack, Close, Digests, Forget, Heartbeat, Paired, Refuse, Welcome
 from pyrepl.protocol.session import Received, Session, State
-from pyrepl.resync import Step, Walk
+from pyrepl.resync import Walk
+from pyrepl.stream import MOST_COPIES, Stream
 
 ASYNC, SYNC = "async", "sync"
 STATES = ("connecting", "streaming", "resyncing", "refused", "paused", "diverged", "down")
 REFUSING = ("refused", "diverged")  # the secondary, or this site, does not want the connection
-MOST_FRAMES = 4096  # frames sent and not acknowledged
-MOST_LOT = 1 << 20  # bytes of the log that go out by one call, if one batch does not have more
-MOST_COPIES = 16 << 20  # bytes of copied regions sent and not acknowledged: what an event waits for behind them
 HELD_UP = ("space", "state")  # why a secondary ends the connection: it cannot take now what was sent
 MOST_REFUSED = 16  # refused operations that are named in the status, the newest
 MOST_LISTED = 1024  # refused operations of which it is known that they were, the newest
 KINDS = ("events", "operations", "copied", "items", "control")
-
-
-# ---------------------------------------------------------------- what goes out
-
-class Out:
-    """Frames that are to go out as they stand: one in ``buffers``, or a lot of batches of events. ``release`` when they
-    are sent or copied away: they may pin the window's memory."""
-
-    __slots__ = ("_buffers", "entry", "kind", "lot")
-
-    def __init__(self, kind: str, buffers: list[Any], entry: Entry | None = None, lot: Outlet | None = None) -> None:
-        self.kind = kind
-        self._buffers = buffers
-        self.entry = entry
-        self.lot = lot
-
-    @property
-    def length(self) -> int:
-        """Bytes."""
-        return self.lot.length if self.lot is not None else sum(len(buffer) for buffer in self._buffers)
-
-    @property
-    def buffers(self) -> list[Any]:
-        """All bytes of it, for whoever does not send a lot as one."""
-        return [bytes(self.lot)] if self.lot is not None else self._buffers
-
-    def release(self) -> None:
-        """Nothing of it is needed any more."""
-        self._buffers = []
-        if self.entry is not None:
-            self.entry.release()
-            self.entry = None
-        if self.lot is not None:
-            self.lot.release()
-            self.lot = None
-
-
-class Plan:
-    """What is to be read before it can be sent: what stands at a position of the journal, a lot of batches of events
-    where there are some, or a step of the resync."""
-
-    def __init__(self, link: Link, *, position: int = 0, until: int = 0, step: Step | None = None) -> None:
-        self.link = link
-        self.position = position
-        self.until = until  # durable up to here
-        self.step = step
-        self.lot: Outlet | None = None
-        self.entry: Entry | None = None
-        self.copied: tuple[bytes, memoryview, int] | None = None
-
-    def fetch(self) -> None:
-        """Reads it. Called without the guard: reading back may wait for the disk, and for an operation to be
-        performed."""
-        link, site = self.link, self.link.site
-        if self.step is None:
-            try:
-                lot = Outlet(site.window)
-                if lot.fetch(self.position, self.until, MOST_LOT):
-                    self.lot = lot
-                else:
-                    self.entry = site.window.entry(self.position)
-            except ValueError:
-                # The tail has passed it: it was folded since. If it was not, the log is bad.
-                if self.position >= site.window.state().tail_position:
-                    raise
-        else:
-            with contextlib.suppress(LookupError, ValueError):  # deleted or shrunk since: `place` sees that too
-                self.copied = pump.copied_batch(
-                    site.window, site.stores, self.step.store, self.step.runs, group=site.group_id,
-                    generation=site.lineage.generation, lsn=link.ahead.lsn, item=link.item + 1)
 
 
 def check_mode(mode: str) -> str:
@@ -186,53 +91,40 @@ class Link:
         self.guard: AbstractContextManager[Any] = guard if guard is not None else contextlib.nullcontext()
         self.paused = False
         self.ledger = Ledger(site, peer)
+        self.stream = Stream(self)
+        self.walk = Walk(site.region_size)  # goes on over connections, as the next
+        self._heartbeats = 0
+        self.bound = Bound()
+        self.probing: Probing | None = None  # a verification that is under way
+        self.forget = 0  # LSN of one that is over, to be said
+        self.refused: deque[Refusal] = deque(maxlen=MOST_REFUSED)
+        self.refused_lsns: deque[int] = deque(maxlen=MOST_LISTED)  # all of them, for the list of operations
         # of one connection
         self.session: Session | None = None
         self.greeting: Greeting | None = None
-        self.ahead = self.ledger.base
-        self.flight: deque[Flight] = deque()
-        self.flight_bytes = self._copies_bytes = 0
-        self.item = 0
-        self.consistent = False  # the secondary's flag as last heard
-        self._will_be_consistent = False  # ... when all that was sent has arrived
-        self._forked = False
-        self._next_start: int | None = None  # the LSN at which the next generation is to be announced
-        self._announced = 0  # number of the item that announced the last one
-        self._heard_of = b""  # the last generation that the secondary durably knows
-        self._caught_up = False
-        self._catch_up = 0  # events before this journal position go before the next copy
-        self._acked = self._acked_item = 0
-        self._heartbeats = 0
+        self._ready = False  # the secondary's position was taken in
+        self._told: tuple[Lineage, list[bytes]] | None = None  # in the hello, by a site that is fed itself
+        self._is_void = False  # what was known, and sent, does not count any more: another connection is to be made
         self._siblings: list[tuple[bytes, int]] | None = None  # as the secondary was told of them
+        # of the secondary, as last heard
+        self.consistent = False  # its flag
         self.applied_lsn = self.received_lsn = 0
-        self.last_error = ""
-        self.stands = ""  # why the secondary performs nothing now, as last heard
+        self.heard_of = b""  # the last generation that it durably knows
+        self.stands = ""  # why it performs nothing now
+        self.leads_there = False  # who answered last was a primary itself
+        self.met = b""  # node that answered last, whatever it said
+        self.answered = False  # since the start: it goes on from this site's history
+        self.asks_first = False  # it could not take what was sent: L7
+        self.most_copies = MOST_COPIES  # bytes of copied regions, sent and not acknowledged
+        # of this site, stepping down
+        self.is_ending = False  # it has: a start knows nothing of the link
+        self.handing_over = False  # it has: the secondary is told so when it has everything
+        # for the status
         self.state = "connecting"
+        self.last_error = ""
         self.bytes_sent = dict.fromkeys(KINDS, 0)
         self.frames_sent = 0
         self.connections = 0
-        self.bound = Bound()
-        self._ready = False  # the secondary's position was taken in
-        self._remake: list[int] = []  # stores that are dropped and made again: not ours in size or name
-        self._walk = Walk(site.region_size)
-        self._told: tuple[Lineage, list[bytes]] | None = None  # in the hello, by a site that is fed itself
-        self._is_void = False  # what was known, and sent, does not count any more: another connection is to be made
-        self.is_ending = False  # this site has stepped down: a start knows nothing of the link
-        self.asks_first = False  # the secondary could not take what was sent: L7
-        self._most_copies = MOST_COPIES
-        self.handing_over = False  # this site has stepped down: the secondary is told so when it has everything
-        self.leads_there = False  # who answered last was a primary itself
-        self.met = b""  # node that answered last, whatever it said
-        self.answered = False  # since the start: the secondary goes on from this site's history
-        self._handover = 0  # number of the item that told it
-        self.refused: deque[Refusal] = deque(maxlen=MOST_REFUSED)
-        self.refused_lsns: deque[int] = deque(maxlen=MOST_LISTED)  # all of them, for the list of operations
-        self._unresolved = 0  # operations in flight of which it is not known yet whether they were refused
-        self.probing: Probing | None = None  # a verification that is under way
-        self._forget = 0  # LSN of one that is over, to be said
-        self._told_different: items.FoundDifferent | None = None  # what the secondary knows when all has arrived
-        self._decided = 0  # LSN of the plug-ins of which the outcomes were sent
-        self._undecided = 0  # LSN of plug-ins that are next, and that this site has not performed
 
     # ---------------------------------------------------------------- the ledger
 
@@ -255,7 +147,11 @@ class Link:
         """The link's stream begins where the stores are now. Called by the applier's thread when the link becomes part
         of the group; at the latest by its first :meth:`save`."""
         self.ledger.begin()
-        self.ahead = self.base
+        self.stand_at_base()
+
+    def stand_at_base(self) -> None:
+        """The base has become another, and nothing was sent since: the stream stands there."""
+        self.stream.ahead = self.base
 
     def inherit(self) -> None:
         """Takes over what the site remembers of the node that has answered. Called by the applier's thread when a
@@ -264,11 +160,11 @@ class Link:
         known = self.site.remembered.pop(node, None)
         if known is not None:
             self.ledger.inherit(known.ledger)
-            self.ahead = self.base
+            self.stand_at_base()
 
     def fold(self, until: int) -> None:
         """Takes what the log is about to drop, up to the journal position ``until``, into the backlog."""
-        ledger, ahead = self.ledger, self.ahead
+        ledger, ahead = self.ledger, self.stream.ahead
         if not ledger.begun:
             return
         if not ledger.fold(until, sent=ahead.lsn if self.session is not None else None):
@@ -288,12 +184,10 @@ class Link:
         """Nothing of the secondary is known any more. Called by the applier's thread; the next checkpoint makes it
         durable."""
         self.void()
-        self.flight.clear()
-        self.flight_bytes = self._copies_bytes = self._unresolved = 0
         self.refused.clear()  # LSNs may come again
         self.refused_lsns.clear()
         self.ledger.begin_again(reason)
-        self.ahead = self.base
+        self.stream.forget()
         self.end_probing()
         self.settle()
 
@@ -327,7 +221,7 @@ class Link:
         """Whether the stream stands still until a checkpoint was taken, or much would be copied again without one."""
         if self.ledger.wants_checkpoint:
             return True
-        piece = self.ledger.next_piece(self.ahead.lsn) if self.session is not None else None
+        piece = self.ledger.next_piece(self.stream.ahead.lsn) if self.session is not None else None
         return piece is not None and not piece.operation and not self.ledger.is_saved(piece)
 
     @classmethod
@@ -339,13 +233,13 @@ class Link:
         link.refused.extend(record.refused)
         link.refused_lsns.extend(record.refused_lsns)
         link.ledger = Ledger.restore(site, record)
-        link.ahead = link.base
+        link.stand_at_base()
         return link
 
     def add_all(self, *stores: int) -> None:
         """These stores, or all that the secondary has, are different everywhere (verify, or by hand)."""
         for store in stores or tuple(self.base.divergence.maps):
-            for knowledge in {id(k): k for k in (self.base, self.ahead)}.values():
+            for knowledge in {id(k): k for k in (self.base, self.stream.ahead)}.values():
                 if store in knowledge.divergence.maps and store in knowledge.catalog:
                     size = knowledge.catalog[store].size // self.site.region_size
                     knowledge.divergence.add(store, size, differs=True)
@@ -366,14 +260,14 @@ class Link:
         if address is not None and address != self.address:
             self.address, self.last_error = address, ""
         if self.mode != before:
-            self._caught_up = False
+            self.stream.caught_up = False
             self._settle()
 
     def forecast(self) -> Forecast:
         """What the secondary will be like further on, by what is known and sent now."""
-        lsn = self.ahead.lsn
-        backlog = [piece.copy() for piece in self.ledger.backlog if piece.upto > lsn]
-        return Forecast(self.site, self.ahead.copy(), backlog, paired=self.peer is not None)
+        ahead = self.stream.ahead.copy()
+        backlog = [piece.copy() for piece in self.ledger.backlog if piece.upto > ahead.lsn]
+        return Forecast(self.site, ahead, backlog, paired=self.peer is not None)
 
     # ---------------------------------------------------------------- one connection
 
@@ -413,7 +307,7 @@ class Link:
         match received:
             case Ack():
                 if not self.is_stale:
-                    self._acknowledged(received)
+                    self.stream.acknowledged(received)
             case Heartbeat(stands=stands):
                 self.stands = stands
             case Digests():
@@ -441,9 +335,10 @@ class Link:
         return b""
 
     def _ask_first(self) -> None:
-        self.asks_first, self._most_copies = True, 0
+        self.asks_first, self.most_copies = True, 0
 
-    def _may_go_on(self) -> None:
+    def may_go_on(self) -> None:
+        """The secondary has taken what it was asked with first (L7)."""
         if self.asks_first:
             self.asks_first, self.last_error = False, ""
 
@@ -462,7 +357,7 @@ class Link:
             return b""
         assert self.session is not None
         self._heartbeats += 1
-        news = self.site.siblings.tell(self) if self._forked else None  # before that it has another history yet
+        news = self.site.siblings.tell(self) if self.stream.forked else None  # before that it has another history yet
         if news is None or news == self._siblings:
             return self.session.send(Heartbeat(number=self._heartbeats))
         self._siblings = news
@@ -479,156 +374,16 @@ class Link:
         """Whether the handshake is done: the stream may go."""
         return self.session is not None and self.session.state in (State.WELCOMED, State.OPEN) and self._ready
 
-    def is_steady(self, durable_position: int) -> bool:
-        """Whether nothing but a new event can bring the stream on: no acknowledgement is waited for."""
-        return (
-            self.consistent
-            and self._will_be_consistent
-            and self._caught_up
-            and self.ahead.position >= durable_position
-            and self.base.divergence.is_empty()
-            and len(self.flight) < MOST_FRAMES
-            and self.flight_bytes < self.options.most_flight
-            and not self.handing_over
-            and self.probing is None
-            and not self._forget
-            and self._verdict() is None
-        )
-
     @property
     def is_informed(self) -> bool:
         """Whether the secondary durably knows the generation in which this site writes. If it takes over before that,
         what was written in it cannot be told from what an old primary writes beside a new one (split brain)."""
-        return bool(self._heard_of == self.site.lineage.generation)
-
-    # ---------------------------------------------------------------- what goes out next
-
-    def plan(self, durable_position: int) -> Out | Plan | None:
-        """What goes out next: a frame, or what must be fetched for it (:meth:`Plan.fetch` without the guard, then
-        :meth:`place`), or None: nothing can go before an acknowledgement, a checkpoint, or more that is durable."""
-        if not self.is_open or self.ledger.is_awaited or self.is_stale:
-            return None
-        ahead = self.ahead
-        if not self._forked or (self._next_start is not None and ahead.lsn >= self._next_start):
-            return self._fork()
-        if len(self.flight) >= MOST_FRAMES or self.flight_bytes >= self.options.most_flight:
-            return None
-        if self.asks_first and any(unsettles(flight.effect) for flight in self.flight):
-            return None  # L7
-        if self._remake:
-            return self._item(items.Drop(self._remake[-1]), Dropped(self._remake.pop()))
-        verdict = self._verdict()
-        if verdict is not None:
-            self._told_different = verdict.found
-            return self._item(verdict, Said(unsettles=False))
-        extra, missing = ahead.extra(), ahead.missing()
-        if extra:
-            return self._item(items.Drop(extra[0]), Dropped(extra[0]))
-        if missing:
-            return self._item(items.Make(info_of(missing[0])), Made(missing[0]))
-        if self._catch_up <= ahead.position:  # what had to go first has gone: a copy has its turn
-            copy = self._copy()
-            if copy is not None:
-                return copy
-        event = self._event(durable_position)
-        if event is not None:
-            return event
-        copy = self._copy()
-        if copy is not None:
-            return copy
-        if self._may_say_consistent():
-            out = self._item(items.Consistent(), Said(unsettles=False))
-            self._will_be_consistent = True
-            return out
-        if ahead.position >= durable_position and not self.ledger.backlog:
-            self._caught_up = True
-            self.settle()
-            if self.handing_over and not self._handover and self._will_be_consistent and not self._unresolved:
-                asks = self.site.successor == self.name
-                out = self._item(items.Handover(self.site.end.succession if asks else None), Said(unsettles=False))
-                self._handover = self.item
-                return out
-        return None
+        return bool(self.heard_of == self.site.lineage.generation)
 
     @property
     def handed_over(self) -> bool:
         """Whether the secondary durably knows that this site has stepped down, and has everything."""
-        return 0 < self._handover <= self._acked_item
-
-    def place(self, plan: Plan) -> Out | None:
-        """What was fetched takes its place in the stream; None: it is void by now, plan again."""
-        if plan.step is not None:
-            return self._place_copy(plan.step, plan.copied)
-        entry, ahead = plan.entry, self.ahead
-        void = not self.is_open or self.is_stale or plan.position != ahead.position
-        if void or self.ledger.next_piece(ahead.lsn) is not None:
-            for pinned in (entry, plan.lot):
-                if pinned is not None:
-                    pinned.release()
-            return None
-        if plan.lot is not None:
-            return self._place_lot(plan.lot)
-        check(entry is not None, "the log holds what a link has not sent", link=self.name, position=plan.position)
-        assert entry is not None
-        beside = passed(entry, self.site.region_size)
-        if beside is not None:
-            entry.release()
-            return self._pass(beside)
-        if entry.kind != layout.RECORD_BATCH:
-            ahead.position = entry.next_position
-            if not self.flight and self.base.lsn == ahead.lsn:
-                self.base.position = entry.next_position
-            entry.release()
-            return None
-        check(entry.first_lsn == ahead.lsn + 1, "the journal goes on where the stream stands", link=self.name,
-              lsn=entry.first_lsn, expected=ahead.lsn + 1)
-        effect: Effect
-        if entry.batch_kind == layout.BATCH_OPERATION and self._decided != entry.last_lsn:
-            lsn, works = entry.last_lsn, operations.works(operations.decode(bytes(entry.body)))
-            if works:
-                entry.release()
-                return self._decide(lsn)
-        if entry.batch_kind == layout.BATCH_EVENTS:
-            differs = bool(ahead.divergence) or bool(self.base.divergence)
-            runs = covered(entry.head, self.site.region_size) if differs else {}
-            effect = Events(entry.last_lsn, entry.next_position, runs, self._touched(entry.head))
-            kind = "events"
-        else:
-            effect = Performed(entry.last_lsn, entry.next_position, operations.decode(bytes(entry.body)))
-            kind = "operations"
-        return self._out(kind, entry.head, entry.payload, effect, entry)
-
-    def _pass(self, beside: Passed) -> Out | None:
-        """What this site was sent beside the order does not go on, but for a skip; what it did counts from here on."""
-        ahead, site = self.ahead, self.site
-        item = beside.item
-        if isinstance(item, items.Skip):
-            self._announce(item.lsn)
-            return self._item(items.Skip(item.lsn, site.lineage.reached(item.lsn).encode()), beside)
-        if isinstance(item, items.Fork) and moves(beside, ahead.lsn):
-            self.void()  # it leads this site away: the secondary is asked again where it stands
-            return None
-        ahead.take(beside, site.region_size)
-        if self.flight:
-            session = self.session
-            assert session is not None
-            self.flight.append(Flight(session.sent, 0, beside, self.item))
-        else:
-            self.ledger.pass_beside(beside)
-        return None
-
-    def next_out(self, durable_position: int) -> Out | None:
-        """plan, fetch and place in one go, for those who hold no guard over it: simulations and tests."""
-        while True:
-            plan = self.plan(durable_position)
-            if not isinstance(plan, Plan):
-                return plan
-            plan.fetch()
-            out = self.place(plan)
-            if out is not None:
-                return out
-            if plan.step is not None:
-                return None
+        return 0 < self.stream.handover <= self.stream.acked_item
 
     # ---------------------------------------------------------------- verification
 
@@ -636,8 +391,8 @@ class Link:
         """The frame of a verification that is to be sent now, if there is one: between any two others."""
         if self.session is None or self.session.state is not State.OPEN:
             return b""
-        if self._forget:
-            lsn, self._forget = self._forget, 0
+        if self.forget:
+            lsn, self.forget = self.forget, 0
             return self.session.send(Forget(lsn=lsn))
         if self.probing is not None and self.probing.has_to_say():
             return self.session.send(self.probing.say())
@@ -646,7 +401,7 @@ class Link:
     def end_probing(self) -> None:
         """The verification is over, however: the secondary need not keep anything for it."""
         if self.probing is not None:
-            self._forget, self.probing = self.probing.lsn, None
+            self.forget, self.probing = self.probing.lsn, None
 
     def enter_found(self, store: int, different: RegionMap) -> None:
         """These regions differ as of the verification that is under way: they are copied, and what was made of them
@@ -654,12 +409,12 @@ class Link:
         probing = self.probing
         check(probing is not None, "differences are found by a verification", link=self.name)
         assert probing is not None
-        for knowledge in {id(k): k for k in (self.base, self.ahead)}.values():
+        for knowledge in {id(k): k for k in (self.base, self.stream.ahead)}.values():
             for number, regions in probing.spread(store, different, knowledge.lsn).items():
                 knowledge.divergence.enter(number, regions)
         self.ledger.doubt("a verification found differences")
         self.ledger.await_save()
-        self._will_be_consistent = self._caught_up = False
+        self.stream.unsettle()
         self.settle()
 
     def _digests(self, answer: Digests) -> None:
@@ -671,8 +426,9 @@ class Link:
     @property
     def promises(self) -> bool:
         """Whether a write may be promised as held by both sites, once it is acknowledged."""
-        return (self.mode == SYNC and self.is_open and self._caught_up and self.consistent and self._will_be_consistent
-                and not self._unresolved)
+        stream = self.stream
+        return (self.mode == SYNC and self.is_open and stream.caught_up and self.consistent
+                and stream.will_be_consistent and not stream.unresolved)
 
     def settle(self) -> None:
         """Tells the window whether writes wait for a secondary, and how far those are that promise."""
@@ -745,7 +501,7 @@ class Link:
             * self.site.region_size,
             "found_different": msgspec.structs.asdict(found) if (found := self.ledger.found_different) else None,
             "backlog_bytes": backlog * self.site.region_size,
-            "in_flight_bytes": self.flight_bytes,
+            "in_flight_bytes": self.stream.flight_bytes,
             "bytes_sent": bytes_sent,
             "connections": self.connections,
             "synced": connected and self.consistent and not differs and lag == 0 and self.is_informed
@@ -765,17 +521,11 @@ class Link:
 
     def _reset(self) -> None:
         self.session = self.greeting = self._told = self._siblings = None
-        self._is_void = False
-        self._ready = self._forked = self._caught_up = False
-        self._handover = self._decided = self._undecided = 0
-        self.ahead = self.base
-        self._remake = []
-        self._forget = 0
+        self._is_void = self._ready = False
+        self.forget = 0
         if self.probing is not None:
             self.probing.broken()
-        self.flight.clear()
-        self._unresolved = 0
-        self.flight_bytes = self._copies_bytes = self._acked = self._acked_item = self._catch_up = 0
+        self.stream = Stream(self, self.stream.item)
         self.settle()
         self.bound.void()
         self._settle_bound()
@@ -795,249 +545,22 @@ class Link:
                           link=self.name)
         if self.peer is not None:
             self.site.roles.meet(self.peer, None)
-        self.item, self._remake = greeting.item, greeting.remake
         self.applied_lsn, self.received_lsn = greeting.applied_lsn, greeting.received_lsn
         self.state = "connecting"
         self.last_error = greeting.lost or (self.last_error if self.asks_first else "")  # else what was wrong is over
         self.stands = ""  # or its first heartbeat says so again
-        self.consistent = self._will_be_consistent = greeting.consistent
+        self.consistent = greeting.consistent
         if self.probing is not None:
             self.probing.missed({refusal.lsn for refusal in greeting.refusals}.difference(self.refused_lsns))
-        self._hear_of(greeting.refusals)
-        self._told_different = greeting.different
+        self.hear_of(greeting.refusals)
         self.ledger.hear(greeting.different)
-        self.ahead = self.base.copy()
-        self._catch_up = self.site.window.state().durable_position  # operations among it may make copies needless
+        self.stream.begin(greeting)
         self._ready = self.answered = True
         self.connections += 1
         return b""
 
-    # ---------------------------------------------------------------- inside: the stream
 
-    def _fork(self) -> Out:
-        lsn = self.ahead.lsn
-        self._forked, self._decided = True, 0
-        self._announce(lsn)
-        return self._item(items.Fork(self.site.lineage.reached(lsn).encode(), lsn), Said(unsettles=False))
-
-    def _announce(self, lsn: int) -> None:
-        """The next item tells the secondary the lineage up to this LSN: where does the next generation begin, to be
-        announced by a fork?"""
-        self._announced = self.item + 1
-        self._next_start = next((start for _, start in self.site.lineage if start > lsn), None)
-
-    def _event(self, durable_position: int) -> Out | Plan | None:
-        ahead = self.ahead
-        piece = self.ledger.next_piece(ahead.lsn)
-        if piece is None:
-            if ahead.position >= durable_position:
-                return None
-            if self._undecided == ahead.lsn + 1 and self._undecided not in self.site.outcomes.known:
-                return None
-            return Plan(self, position=ahead.position, until=durable_position)
-        if piece.operation:
-            count = batch.head_length(1)
-            data = memoryview(piece.operation)
-            effect = Performed(piece.upto, piece.position, kept_operation(piece.operation))
-            if self._decided != piece.upto and operations.works(effect.operation):
-                return self._decide(piece.upto)
-            return self._out("operations", data[:count], data[count:], effect)
-        if not self.ledger.is_saved(piece):
-            return None
-        piece.sent = True
-        lineage = self.site.lineage.reached(piece.upto)
-        self._announce(piece.upto)
-        return self._item(items.Skip(piece.upto, lineage.encode()), Skipped(piece))
-
-    def _verdict(self) -> items.Different | None:
-        """What a verification found there, if the secondary is to be told now (rule verdict_told): that something
-        differs at once, that nothing does when all that repaired it went before."""
-        verdict = self.ledger.verdict
-        if not verdict.judged or verdict.found == self._told_different:
-            return None
-        if verdict.found is None and not (self._will_be_consistent and self.ahead.is_equal()):
-            return None
-        return items.Different(verdict.found)
-
-    def _touched(self, head: memoryview | bytes) -> dict[int, Runs]:
-        """Of stores whose changes count, for an operation that was performed early there."""
-        if not self.ahead.early and not self.base.early:
-            return {}
-        return touched(head, self.site.region_size, self.ahead.watched | self.base.watched)
-
-    def _decide(self, lsn: int) -> Out | None:
-        """What came here of the plug-ins of the operation that is next goes before it; None: that is not known yet."""
-        outcomes = self.site.outcomes.known.get(lsn)
-        if outcomes is None:
-            check(self.site.window.state().applied_lsn < lsn, "it is kept what came of plug-ins that a link lacks",
-                  link=self.name, lsn=lsn)
-            self._undecided = lsn
-            return None
-        self._decided = lsn
-        return self._item(items.Decided(lsn, outcomes), Said(unsettles=False))
-
-    def _copy(self) -> Plan | None:
-        full = self._copies_bytes >= max(self._most_copies, 1)
-        if full or not self.ahead.divergence or not self._is_settled:
-            return None
-        held = self.ahead.held(self.site.awaiting) if self.ahead.early else ()
-        stores = [store for store in self.ahead.catalog if store.id not in held] if held else self.ahead.catalog
-        step = self._walk.next(self.ahead.divergence, stores, self.site.window.store_size, self._most_copies)
-        return Plan(self, step=step) if step is not None else None
-
-    def _place_copy(self, step: Step, copied: tuple[bytes, memoryview, int] | None) -> Out | None:
-        window = self.site.window
-        self._catch_up = window.state().durable_position
-        if not self.is_open or self.is_stale or not self._is_settled:
-            return None
-        if copied is None or window.store_size(step.store) != step.size:
-            return None
-        head, payload, _ = copied
-        self.item += 1
-        effect = CopiedRegions(step.store, step.runs, batch.head(head).read_end)
-        return self._out("copied", head, payload, effect)
-
-    def _place_lot(self, lot: Outlet) -> Out:
-        session, ahead, region_size = self.session, self.ahead, self.site.region_size
-        assert session is not None
-        check(lot.first_lsn == ahead.lsn + 1, "the journal goes on where the stream stands", link=self.name,
-              lsn=lot.first_lsn, expected=ahead.lsn + 1)
-        differs = bool(ahead.divergence) or bool(self.base.divergence)
-        sequence = session.send_batches(lot.count)
-        for number, (length, lsn, position, longest) in enumerate(lot.marks()):
-            # No shorter event overwrites a region whole.
-            runs = covered(lot.head(number), region_size) if differs and longest >= region_size else {}
-            effect = Events(lsn, position, runs, self._touched(lot.head(number)))
-            ahead.take(effect, region_size)
-            self.flight.append(Flight(sequence + number + 1, length, effect, self.item))
-            self.flight_bytes += length
-            self.bytes_sent["events"] += length
-        self.frames_sent += lot.count
-        lot.seal(sequence, session.id)
-        return Out("events", [], lot=lot)
-
-    @property
-    def _is_settled(self) -> bool:
-        """Whether what this site shows at its journal's end is a state of the order, and the stream has passed all that
-        made it one beside the order (L6). Always so where this site was never fed."""
-        intake = self.site.intake
-        return bool(not intake.is_coming and self.ahead.position >= intake.items_until and self.site.is_settled)
-
-    def _may_say_consistent(self) -> bool:
-        return (self._is_settled and not self._will_be_consistent and self.ahead.is_equal() and self.base.is_equal()
-                and not self._unresolved
-                and not any(unsettles(flight.effect) for flight in self.flight)
-                and not any(not piece.operation for piece in self.ledger.backlog))
-
-    def _item(self, item: items.Item, effect: Effect) -> Out:
-        site = self.site
-        self.item += 1
-        body = items.encode(item)
-        data = memoryview(batch.encode(layout.BATCH_ITEM, [(layout.OPERATION, 0, 0, body)], group=site.group_id,
-                                       generation=site.lineage.generation, first_lsn=self.ahead.lsn,
-                                       alignment=site.alignment, item=self.item))
-        count = batch.head_length(1)
-        return self._out("items", data[:count], data[count:], effect)
-
-    def _out(self, kind: str, head: Any, payload: Any, effect: Effect, entry: Entry | None = None) -> Out:
-        session = self.session
-        assert session is not None
-        length = len(head) + len(payload)
-        header = session.send_batch(length)
-        self.ahead.take(effect, self.site.region_size)
-        if self.probing is not None and isinstance(effect, Performed):
-            self.probing.streamed(effect, self.ahead, self.site.region_size)
-        if unsettles(effect):
-            self._will_be_consistent = self._caught_up = False
-            self.settle()
-        if may_be_refused(effect):
-            self._unresolved += 1
-            self.settle()
-        self.flight.append(Flight(session.sent, length, effect, self.item))
-        self.flight_bytes += length
-        if kind == "copied":
-            self._copies_bytes += length
-        self.bytes_sent[kind] += length
-        self.frames_sent += 1
-        return Out(kind, [header, head, payload] if len(payload) else [header, head], entry)
-
-    def _acknowledged(self, ack: Ack) -> None:
-        session, base = self.session, self.base
-        assert session is not None
-        if not self._acked <= ack.durable <= ack.received <= session.sent:
-            raise ProtocolError(f"an acknowledgement of {ack.durable} and {ack.received} frames, "
-                                f"where {self._acked} were acknowledged before and {session.sent} were sent")
-        self._acked = ack.durable
-        if not ack.consistent:
-            self.ledger.unsettled()
-        refusals = {refusal.lsn: refusal.reason for refusal in ack.refusals}
-        refused = bool(refusals)
-        while self.flight and self.flight[0].frames <= ack.durable:
-            flight = self.flight.popleft()
-            effect = flight.effect
-            if may_be_refused(effect):
-                effect = self._resolve(effect, refusals)
-            if isinstance(effect, Passed):
-                self.ledger.pass_beside(effect)
-            else:
-                base.take(effect, self.site.region_size)
-            if self.probing is not None and isinstance(effect, Performed):
-                self.probing.resolved(effect, base)
-            self._acked_item = flight.item
-            self.flight_bytes -= flight.length
-            if unsettles(flight.effect):
-                self._may_go_on()
-            if isinstance(flight.effect, CopiedRegions):
-                self._most_copies = min(self._most_copies + flight.length, MOST_COPIES)
-                self._copies_bytes -= flight.length
-                self.ledger.copied(flight.length)
-            self.ledger.arrived()
-        if refused:
-            self._expect_again()
-        if refusals:
-            raise ProtocolError(f"a refusal of event {min(refusals)}, which is none that it acknowledges")
-        if not self._acked_item:
-            return  # it has not come to the fork yet, and says where it stood before
-        self.ledger.agreed()
-        if (ack.durable_lsn, ack.item) != (
-            base.lsn,
-            self._acked_item,
-        ) or not base.lsn <= ack.received_lsn <= self.ahead.lsn:
-            raise ProtocolError(
-                f"an acknowledgement at event {ack.durable_lsn} and item {ack.item}, where what it acknowledges "
-                f"ends at event {base.lsn} and item {self._acked_item}"
-            )
-        if not self.flight:
-            base.position = max(base.position, self.ahead.position)
-        self.applied_lsn, self.received_lsn = min(ack.applied_lsn, self.ahead.lsn), ack.received_lsn
-        self.consistent = ack.consistent
-        if self._next_start is None and self._announced <= self._acked_item:
-            self._heard_of = self.site.lineage.generation
-        if self.consistent and base.is_equal():
-            self.ledger.equal()
-            self._may_go_on()
-        self.settle()
-
-    def _resolve(self, effect: Effect, refusals: dict[int, str]) -> Effect:
-        """What has become of an operation at the secondary; ``refusals`` loses its own."""
-        assert isinstance(effect, Performed)
-        self._unresolved -= 1
-        reason = refusals.pop(effect.lsn, None)
-        if reason is None:
-            return effect
-        self._hear_of([Refusal(effect.lsn, reason)])
-        self._will_be_consistent = self._caught_up = False
-        return effect._replace(refused=True)
-
-    def _expect_again(self) -> None:
-        """What was sent will arrive at a secondary that is another than was thought when it was sent."""
-        expected = self.base.copy()
-        for flight in self.flight:
-            expected.take(flight.effect, self.site.region_size)
-        expected.position = max(expected.position, self.ahead.position)  # notes, and what is folded, are passed over
-        self.ahead = expected
-
-    def _hear_of(self, refusals: list[Refusal]) -> None:
+    def hear_of(self, refusals: list[Refusal]) -> None:
         """The secondary could not perform all of these operations: what they changed comes as data."""
         for refusal in refusals:
             if refusal not in self.refused:

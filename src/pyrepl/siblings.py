@@ -122,7 +122,7 @@ class Siblings:
                     del self._marks[node]
                     if mark.lsn > link.base.lsn:  # else `advance` has come further
                         link.ledger.pass_to(mark)
-                        link.ahead = link.base
+                        link.stand_at_base()
                 if may_begin and node not in self._marks and site.here.lsn > link.base.lsn:
                     self._marks[node] = self._here()
             if not may_begin:
@@ -145,7 +145,8 @@ class Siblings:
         link = Link(self.site, "sibling", address="", peer=node, guard=self.site.guard)
         link.begin()
         link.ledger.pass_to(self._here())
-        link.ahead, link.ledger.turns = link.base, STRANGE
+        link.stand_at_base()
+        link.ledger.turns = STRANGE
         return link
 
     def _here(self) -> Knowledge:

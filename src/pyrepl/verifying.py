@@ -217,7 +217,8 @@ class Comparison:
             with link.guard:
                 if reached():
                     return
-                moved = (self.probing.lsn, link.base.lsn, link.applied_lsn, link.item, self.probing.bytes_on_wire)
+                moved = (self.probing.lsn, link.base.lsn, link.applied_lsn, link.stream.item,
+                         self.probing.bytes_on_wire)
                 problem = self.probing.problem
                 last_error, connected = link.last_error, link.is_open
             self._group.check()

@@ -269,14 +269,15 @@ def test_a_link_that_is_down_holds_a_demotion_up(nodes, tmp_path):
 def test_a_demotion_that_takes_too_long_is_taken_back(swap):
     """The secondary's applier stands still: it cannot become consistent any more, so it cannot be waited for."""
     link = swap.one.site.links["paris"]
+    stream = link.stream
     with link.guard:
-        real, link._acknowledged = link._acknowledged, lambda ack: None  # first: one that is late would say otherwise
+        stream.acknowledged = lambda ack: None  # first: one that is late would say otherwise
         link.consistent = False
     try:
         with pytest.raises(WaitTimeout, match="goes on as primary"):
             swap.one.demote(timeout=0.3)
     finally:
-        link._acknowledged = real
+        del stream.acknowledged
     swap.one.volume("data").write(0, b"goes on")
     assert swap.one.role == "primary" and not swap.one.site.roles.changing
     swap.one.link("paris").pause()

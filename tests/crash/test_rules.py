@@ -24,6 +24,7 @@ from pyrepl.link import Link
 from pyrepl.roles import Roles
 from pyrepl.siblings import Siblings
 from pyrepl.site import Site
+from pyrepl.stream import Stream
 from pyrepl.views import Views
 from tests.engine import test_cascade, test_siblings
 from tests.support.chain import Chain
@@ -81,7 +82,7 @@ OFF_IN_A_CASCADE: dict[str, tuple[tuple[type, str, list[tuple[str, str]]], str]]
         "test_the_last_site_is_not_called_consistent_before_the_middle_is",
     ),
     "cascade_pass, while it comes": (
-        (Link, "_is_settled", [("not intake.is_coming and ", "")]),
+        (Stream, "_is_settled", [("not intake.is_coming and ", "")]),
         "test_while_something_comes_beside_the_order[copy]",
     ),
     "cascade_pass, in a checkpoint": (
@@ -93,23 +94,23 @@ OFF_IN_A_CASCADE: dict[str, tuple[tuple[type, str, list[tuple[str, str]]], str]]
         "test_a_fork_takes_both_back",
     ),
     "L6: passed": (
-        (Link, "_is_settled", [(" and self.ahead.position >= intake.items_until", "")]),
+        (Stream, "_is_settled", [(" and self.ahead.position >= intake.items_until", "")]),
         "test_the_last_site_is_not_called_consistent_before_the_middle_is",
     ),
     "L6: consistent itself": (
-        (Link, "_is_settled", [(" and self.site.is_settled", "")]),
+        (Stream, "_is_settled", [(" and self.site.is_settled", "")]),
         "test_nothing_is_copied_on_before_the_middle_is_consistent",
     ),
     "L6: nothing is copied": (
-        (Link, "_place_copy", [("self.is_stale or not self._is_settled", "self.is_stale")]),
+        (Stream, "_place_copy", [("link.is_stale or not self._is_settled", "link.is_stale")]),
         "test_a_copy_is_void_if_something_came_beside_the_order_meanwhile",
     ),
     "L6: nor called consistent": (
-        (Link, "_may_say_consistent", [("self._is_settled and ", "")]),
+        (Stream, "_may_say_consistent", [("self._is_settled and ", "")]),
         "test_the_last_site_is_not_called_consistent_before_the_middle_is",
     ),
     "a skip goes on": (
-        (Link, "_pass", [("isinstance(item, items.Skip)", "False")]),
+        (Stream, "_pass", [("isinstance(item, items.Skip)", "False")]),
         "test_what_the_middle_is_sent_beside_the_order_reaches_the_last",
     ),
     "copied regions enter D": (
@@ -178,7 +179,7 @@ OFF_IN_A_FAN: dict[str, tuple[tuple[type, str, list[tuple[str, str]]], str]] = {
         "test_nothing_begins_at_one_that_is_not_consistent",
     ),
     "only the word of a sibling counts": (
-        (Siblings, "_begin", [("link.base, STRANGE", "link.base, None")]),
+        (Siblings, "_begin", [("turns = STRANGE", "turns = None")]),
         "test_one_that_is_not_consistent_is_copied_whole[True]",
     ),
     "... of whom nothing was kept, too": (

@@ -10,7 +10,8 @@ from pyrepl import operations
 from pyrepl._core import view
 from pyrepl.errors import PyreplError
 from pyrepl.intake import Intake
-from pyrepl.link import Link, Plan
+from pyrepl.link import Link
+from pyrepl.outgoing import Plan
 from pyrepl.site import Site
 from tests.engine.test_early import EarlyPair
 from tests.support.chain import Chain, Direct
@@ -317,12 +318,12 @@ def test_a_copy_is_void_if_something_came_beside_the_order_meanwhile(chain):
     plan = None
     for _ in range(100):
         one.flush_of(one.hop)
-        plan = one.hop.link.plan(one.b.window.state().durable_position)
+        plan = one.hop.link.stream.plan(one.b.window.state().durable_position)
         if isinstance(plan, Plan) and plan.step is not None:
             break
         if isinstance(plan, Plan):
             plan.fetch()
-            plan = one.hop.link.place(plan)
+            plan = one.hop.link.stream.place(plan)
         if plan is not None:
             one.hop.to_b += b"".join(bytes(buffer) for buffer in plan.buffers)
         one.hop.deliver()
@@ -333,7 +334,7 @@ def test_a_copy_is_void_if_something_came_beside_the_order_meanwhile(chain):
     one.link.add_all()
     until_copied(one)
     plan.fetch()
-    assert one.hop.link.place(plan) is None
+    assert one.hop.link.stream.place(plan) is None
     one.heal()
 
 
@@ -380,15 +381,15 @@ def test_the_last_site_is_not_called_consistent_before_the_middle_is(chain):
     begin_resync(one, b"n")
     say_all(one)
     link = one.hop.link
-    assert one.c.end.lsn == one.lsn and not one.c.end.consistent and link.ahead.is_equal() and not link.flight
+    assert one.c.end.lsn == one.lsn and not one.c.end.consistent and link.stream.ahead.is_equal() and not link.stream.flight
     looked = one.b.window.state().durable_position
-    assert link.next_out(looked) is None
+    assert link.stream.next_out(looked) is None
     for _ in range(300):
         one.talk(one)
         one.settle(one.b)
     one.flush_of(one.hop)
     assert one.b.here.consistent and one.b.intake.items_until > looked
-    assert link.next_out(looked) is None
+    assert link.stream.next_out(looked) is None
     one.heal()
 
 
@@ -403,10 +404,10 @@ def test_while_something_comes_beside_the_order(chain, monkeypatch, what):
     one.hop.link.add_all()
     plan, seen = None, []
     while not (isinstance(plan, Plan) and plan.step is not None):
-        plan = one.hop.link.plan(one.b.window.state().durable_position)
+        plan = one.hop.link.stream.plan(one.b.window.state().durable_position)
         if isinstance(plan, Plan) and plan.step is None:
             plan.fetch()
-            one.hop.link.place(plan)
+            one.hop.link.stream.place(plan)
     one.link.add_all()  # over the connection that there is: no fork comes before the first region
     came = type(one.b.end).take_copied
 
@@ -416,7 +417,7 @@ def test_while_something_comes_beside_the_order(chain, monkeypatch, what):
             seen.append(position)
             if what == "copy":
                 plan.fetch()
-                assert one.hop.link.place(plan) is None
+                assert one.hop.link.stream.place(plan) is None
             else:
                 while one.b.applier.apply():
                     pass
@@ -836,7 +837,7 @@ def test_a_connection_over_which_the_journal_could_not_keep_it_is_void(chain):
     for _ in range(20):
         one.talk(one)
     one.flush_of(one.hop)
-    assert one.hop.send() and one.hop.link.flight
+    assert one.hop.send() and one.hop.link.stream.flight
     one.cut()
     one.link.add_all()
     for _ in range(300):
@@ -851,7 +852,7 @@ def test_a_connection_over_which_the_journal_could_not_keep_it_is_void(chain):
     one.settle(one.c)
     one.hop.acknowledge()
     one.hop.hear()
-    assert link.base is base and link.base.lsn == one.b.here.lsn and link.next_out(one.b.window.state().durable_position) is None
+    assert link.base is base and link.base.lsn == one.b.here.lsn and link.stream.next_out(one.b.window.state().durable_position) is None
     one.heal()
 
 

@@ -44,7 +44,7 @@ class Late(Pair):
             if self.session is None:
                 self.connect()
             self.flush()
-            if not self.send() and not self.link.flight and self.link.base.lsn >= self.lsn:
+            if not self.send() and not self.link.stream.flight and self.link.base.lsn >= self.lsn:
                 return
             self.settle(self.a)
             self.deliver()

@@ -130,7 +130,7 @@ def arrive(one) -> None:
         if one.session is None:
             one.connect()
         one.flush()
-        if not one.send() and not one.link.flight and one.link.base.lsn >= one.lsn:
+        if not one.send() and not one.link.stream.flight and one.link.base.lsn >= one.lsn:
             return
         one.settle(one.a)
         one.deliver()

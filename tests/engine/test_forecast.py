@@ -11,6 +11,7 @@ from pyrepl import operations
 from pyrepl.forecast import COMMAND, DATA
 from pyrepl.knowledge import Performed
 from pyrepl.protocol.frames import HEADER
+from pyrepl.stream import Stream
 from tests.engine.test_link import turn
 from tests.support.pair import REGION, Pair
 
@@ -47,15 +48,16 @@ class Explained(Pair):
 
 def without_copies(one):
     """Everything up to the journal's end is performed at the secondary, and acknowledged; nothing is copied."""
-    link, lengths, out = one.link, one.lengths, one.link._out
+    link, lengths, out = one.link, one.lengths, Stream._out
 
-    def listened(kind, head, payload, effect, entry=None):
+    def listened(stream, kind, head, payload, effect, entry=None):
         if isinstance(effect, Performed):
             lengths[effect.lsn] = HEADER + len(head) + len(payload)
-        return out(kind, head, payload, effect, entry)
+        return out(stream, kind, head, payload, effect, entry)
 
-    link._copy, link._out = lambda: None, listened
-    try:
+    with pytest.MonkeyPatch.context() as patched:  # not of the link's stream: each connection has its own
+        patched.setattr(Stream, "_copy", lambda stream: None)
+        patched.setattr(Stream, "_out", listened)
         for _ in range(2000):
             if one.session is None:
                 one.connect()
@@ -65,11 +67,9 @@ def without_copies(one):
             one.deliver()
             one.acknowledge()
             one.hear()
-            if link.base.lsn == one.lsn and not link.flight:
+            if link.base.lsn == one.lsn and not link.stream.flight:
                 return
         raise AssertionError(f"it does not end: {link.status()} {one.errors[-3:]}")
-    finally:
-        del link._copy, link._out
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -147,11 +147,11 @@ def test_an_overflow_copies_only_what_changed(pair):
     for _ in range(6):  # nothing of a fold is said before a checkpoint holds it
         one.deliver()
         one.hear()
-        out = one.link.plan(one.a.window.state().durable_position)
+        out = one.link.stream.plan(one.a.window.state().durable_position)
         if out is None:
             break
         one.to_b += b"".join(bytes(buffer) for buffer in out.buffers)
-    assert one.link.wants_checkpoint and one.link.ahead.lsn == one.link.base.lsn
+    assert one.link.wants_checkpoint and one.link.stream.ahead.lsn == one.link.base.lsn
     one.a.checkpoint()
     assert not one.link.wants_checkpoint
     one.heal()
@@ -520,7 +520,7 @@ def test_acknowledgements_that_are_no_news(pair):
     one.acknowledge()
     assert one.to_a
     one.hear()
-    assert not one.link.flight and one.link.flight_bytes == 0
+    assert not one.link.stream.flight and one.link.stream.flight_bytes == 0
     one.acknowledge()
     assert not one.to_a
 
@@ -692,10 +692,10 @@ def test_a_log_that_lost_what_a_link_needs(pair):
     one.heal()
     one.random_write()
     one.flush()
-    plan = one.link.plan(one.a.window.state().durable_position)
+    plan = one.link.stream.plan(one.a.window.state().durable_position)
     plan.entry = None
     with pytest.raises(InternalError, match="not sent"):
-        one.link.place(plan)
+        one.link.stream.place(plan)
 
 
 def test_two_sites_of_the_same_node(pair):

@@ -233,7 +233,7 @@ def test_what_was_shortened_is_saved_before_a_word_of_it_is_said(monkeypatch: py
             one.hear()
         one.flush()
         for _ in range(20):
-            assert one.link.next_out(one.a.window.state().durable_position) is None
+            assert one.link.stream.next_out(one.a.window.state().durable_position) is None
         assert one.link.wants_checkpoint and one.b.end.consistent
         one.heal()
     finally:

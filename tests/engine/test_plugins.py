@@ -246,7 +246,7 @@ def test_a_plugin_whose_outcome_was_not_said_is_not_taken(told: int) -> None:
     pair = two_sites(15)
     end, before = pair.b.end, pair.b.window.state().end_position
     end.decided = Decided(end.lsn + 1, [Outcome()] * told) if told else None
-    pair.link._decided = pair.lsn + 1  # as if it had been said
+    pair.link.stream.decided = pair.lsn + 1  # as if it had been said
     pair.operate(some_work(pair))
     pair.settle(pair.a)
     pair.flush()
@@ -265,7 +265,7 @@ def test_outcomes_of_another_event_are_not_taken() -> None:
     turn(pair)
     before = pair.b.window.state().end_position
     pair.a.outcomes.known[pair.lsn + 2] = [Outcome()]
-    out = pair.link._decide(pair.lsn + 2)
+    out = pair.link.stream._decide(pair.lsn + 2)
     assert out is not None
     pair.to_b += b"".join(bytes(buffer) for buffer in out.buffers)
     pair.deliver()

@@ -12,8 +12,9 @@ import pytest
 from pyrepl import operations
 from pyrepl._core import view
 from pyrepl.errors import PeerError, UsageError
-from pyrepl.link import Link, Out
+from pyrepl.link import Link
 from pyrepl.options import LinkOptions
+from pyrepl.outgoing import Out
 from pyrepl.protocol.session import Session, Side
 from pyrepl.runtime.bucket import Bucket
 from pyrepl.runtime.dialer import Dialer

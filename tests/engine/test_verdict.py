@@ -120,7 +120,7 @@ def test_it_is_over_only_behind_all_that_repaired_it(pair, seed):
     def repair():
         one.link.add_all(1)  # as `verify` enters what it finds
         one.link.ledger.await_save()
-        one.link._will_be_consistent = False
+        one.link.stream.will_be_consistent = False
         judge(one, None)
         heal(one)
 

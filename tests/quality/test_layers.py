@@ -21,7 +21,7 @@ LAYERS = [  # docs/architecture.md "Rooms" is this list; a room may import from 
     ["provenance"],
     ["protocol"],
     ["bound", "pairing", "knowledge", "since", "ledger", "probes"],
-    ["forecast", "greeting", "resync", "link", "replica"],
+    ["forecast", "greeting", "resync", "outgoing", "stream", "link", "replica"],
     ["recovery", "applier", "delay", "views", "gallery", "protective", "verification", "workshop", "outcomes", "siblings", "roles", "intake", "standing", "site"],
     ["runtime", "border"],
     ["folder", "nbd", "group", "image", "changeover", "succession", "node", "attachment", "attachments", "comparisons", "opening", "performed", "explaining", "losing", "verifying",

@@ -70,7 +70,7 @@ def test_a_sync_link_says_when_writes_do_not_wait_for_it(nodes, tmp_path):
     heard = Heard(pair.here)
     heard.look()
     with link._link.guard:  # else it has caught up before anybody looks
-        link._link._caught_up = False
+        link._link.stream.caught_up = False
         told = heard.look()
     assert [(one["state"], one["degraded"], one["text"]) for one in told] == [("streaming", True, "writes do not wait for it")]
     until(lambda: not link.status()["degraded"], "it has caught up", WAIT)

@@ -149,7 +149,7 @@ class Chain(Pair):
                 if turn % 3 == 2:
                     one.acknowledge()
                 one.hear()
-            if self.link.status()["synced"] and self.hop.link.status()["synced"] and not self.hop.link.flight:
+            if self.link.status()["synced"] and self.hop.link.status()["synced"] and not self.hop.link.stream.flight:
                 break
         else:
             raise AssertionError(f"seed {self.seed}: healing does not end: {self.hop.link.status()} {self.hop.errors[-3:]}")
@@ -161,7 +161,7 @@ class Chain(Pair):
         """Where the last site differs from the truth and the middle does not say so: the invariant, at what the middle
         knows for certain, if nothing beside the order waits to be passed."""
         base = self.hop.link.base
-        if base.lsn != self.c.here.lsn or not self.hop.link._is_settled or base.position < self.b.intake.items_until:
+        if base.lsn != self.c.here.lsn or not self.hop.link.stream._is_settled or base.position < self.b.intake.items_until:
             return []
         found = []
         for store, content in self.truth[base.lsn].items():

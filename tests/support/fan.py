@@ -272,7 +272,7 @@ class Fan(Pair):
                 if turn % 3 == 2:
                     spoke.acknowledge()
                 spoke.hear()
-                if spoke.link.status()["synced"] and not spoke.link.flight:
+                if spoke.link.status()["synced"] and not spoke.link.stream.flight:
                     break
             else:
                 raise AssertionError(f"seed {self.seed}: {name} does not heal: {spoke.link.status()} {spoke.errors[-3:]}")

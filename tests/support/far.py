@@ -203,8 +203,8 @@ class FarPair(Pair):
                 self.acknowledge(rng.random() < 0.7)
             case "hear":
                 self.hear()
-                if self.session is not None and self.link.is_open and self.link._acked_item:
-                    self.promised = (self.link.base.lsn, self.link._acked_item)
+                if self.session is not None and self.link.is_open and self.link.stream.acked_item:
+                    self.promised = (self.link.base.lsn, self.link.stream.acked_item)
             case "flush":
                 self.flush()
             case "apply":

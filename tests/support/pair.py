@@ -12,7 +12,8 @@ from typing import Any
 from pyrepl import operations
 from pyrepl._core import stream, view
 from pyrepl.errors import PeerError, ProtocolError, PyreplError, Refused
-from pyrepl.link import Link, Out, Plan
+from pyrepl.link import Link
+from pyrepl.outgoing import Out, Plan
 from pyrepl.protocol.session import Session, Side, State
 from pyrepl.replica import Replica
 from tests.support.plugs import perform_on
@@ -194,11 +195,11 @@ class Pair:
         return True
 
     def _next(self) -> Out | None:
-        while isinstance(plan := self.link.plan(self.a.window.state().durable_position), Plan):
+        while isinstance(plan := self.link.stream.plan(self.a.window.state().durable_position), Plan):
             if plan.step is not None:
                 self.settle(self.a)  # a reader waits for the operations on its store, and here nobody else performs them
             plan.fetch()
-            out = self.link.place(plan)
+            out = self.link.stream.place(plan)
             if out is not None or plan.step is not None:
                 return out
         return plan
@@ -296,7 +297,7 @@ class Pair:
                 self.acknowledge()
             self.hear()
             status = self.link.status()
-            if status["synced"] and not self.link.flight:
+            if status["synced"] and not self.link.stream.flight:
                 break
         else:
             raise AssertionError(f"seed {self.seed}: healing does not end: {self.link.status()} {self.errors[-3:]}")

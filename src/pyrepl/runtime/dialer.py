@@ -14,7 +14,8 @@ from typing import Any
 
 from pyrepl._core.window import WindowState
 from pyrepl.errors import PeerError, ProtocolError, PyreplError, Refused
-from pyrepl.link import SYNC, Link, Out, Plan
+from pyrepl.link import SYNC, Link
+from pyrepl.outgoing import Out, Plan
 from pyrepl.protocol.messages import Ack
 from pyrepl.protocol.session import Session, Side
 from pyrepl.runtime.bucket import Bucket
@@ -292,7 +293,7 @@ class Dialer:
             state = window.state()
             with self.guard:
                 probe = link.probe()
-                steady = link.is_steady(state.durable_position)
+                steady = link.stream.is_steady(state.durable_position)
             if probe:
                 connection.send(probe)
             if not steady and self._send_one(connection, state):
@@ -311,7 +312,7 @@ class Dialer:
         link = self.link
         with self.guard:
             wants_checkpoint = link.wants_checkpoint
-            steady = link.is_steady(state.durable_position)
+            steady = link.stream.is_steady(state.durable_position)
         if wants_checkpoint:
             link.site.checkpoint()
         elif steady:
@@ -323,12 +324,12 @@ class Dialer:
         """Sends the next frame; False: there is none now."""
         link = self.link
         with self.guard:
-            plan: Out | Plan | None = link.plan(state.durable_position)
+            plan: Out | Plan | None = link.stream.plan(state.durable_position)
         if isinstance(plan, Plan):
             step = plan.step
             plan.fetch()
             with self.guard:
-                out = link.place(plan)
+                out = link.stream.place(plan)
             if out is None:
                 return step is None  # a note was passed, or it was folded: plan again; a copy that is void can wait
         else:

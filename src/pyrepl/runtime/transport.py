@@ -21,7 +21,7 @@ from typing import Any
 from pyrepl._core.stream import Inlet, Reach
 from pyrepl._core.window import Window
 from pyrepl.errors import PeerError, UsageError
-from pyrepl.link import Out
+from pyrepl.outgoing import Out
 from pyrepl.protocol.frames import HEADER, MOST_BATCH
 from pyrepl.protocol.session import Received, Session
 from pyrepl.runtime.bucket import Bucket
