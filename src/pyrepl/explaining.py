@@ -16,7 +16,8 @@ from pyrepl.early import Part, check_source, plan_restores, plan_snapshots
 from pyrepl.errors import NotFound, Refused, UsageError
 from pyrepl.operations import TICKET, Operation
 from pyrepl.site import STRICT
-from pyrepl.unordered import Collected, wide
+from pyrepl.unordered import Collected
+from pyrepl.wide import wide
 
 if TYPE_CHECKING:
     from pyrepl.attachment import Attachment

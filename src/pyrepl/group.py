@@ -1,9 +1,17 @@
 """A group of volumes with one journal, as users of the package hold it.
 
-Decides what a call on a group does with the engine: admission under one lock, waiting, and what a failure looks like
-from outside. Its links (``attachments``), changes of role (``changeover``, ``succession``), ``comparisons``
-and the list of what was performed (``performed``) are rooms of their own; so are the engine (``site``), its threads
-(``runtime``) and the meaning of operations. How a group comes to be is ``opening``.
+Says what each call means to who makes it, and decides the life of a group: what belongs to it, what it is when it has
+failed, and how it ends. What a call does is the decision of a room:
+
+    admissions, membership      how operations get their place; how volumes enter
+    wide, unordered, early      operations of several volumes or stores, as one; those that secondaries perform first
+    explaining, losing          what something would change, or lose, without doing it
+    viewing, trial, kept        what is shown beside the stores
+    waiting, performed          what has become of what was asked for
+    attachments, comparisons    its links, and whether their secondaries are equal
+    changeover, succession      who leads
+
+The engine is ``site``, its threads are ``runtime``. How a group comes to be is ``opening``.
 
     fault     None while the group works; then the error that every call raises. It is looked at without a lock on the
               path of a write, for it changes once.
@@ -13,39 +21,39 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pyrepl import operations
-from pyrepl._core.device import FileDevice
+from pyrepl.admissions import Admissions
 from pyrepl.attachments import Attachments
 from pyrepl.border import again, typed
 from pyrepl.catalog import SNAPSHOT, UNFINISHED, VOLUME, Catalog, check_name
 from pyrepl.catalog import Store as StoreEntry
-from pyrepl.catalog import View as ViewEntry
 from pyrepl.changeover import Changeover
 from pyrepl.comparisons import Comparisons
 from pyrepl.delay import check_delay
 from pyrepl.early import EarlyOperation, begin_restores, begin_snapshots, check_early
-from pyrepl.errors import NotFound, PyreplError, Refused, UsageError, WaitTimeout, some_of
+from pyrepl.errors import NotFound, PyreplError, Refused, UsageError, some_of
 from pyrepl.image import Image, add_image, copy_from
+from pyrepl.membership import add_volume
 from pyrepl.operations import Operation
 from pyrepl.performed import performed, written_down
 from pyrepl.plugin import maker as plugin_maker
-from pyrepl.results import TELL_EVERY, OperationResult, Progress, check_timeout
-from pyrepl.roles import PRIMARY, SECONDARY
-from pyrepl.runtime.contents import check_path_blank
+from pyrepl.results import OperationResult, Progress, check_timeout
+from pyrepl.roles import PRIMARY
 from pyrepl.runtime.driver import Driver
 from pyrepl.runtime.hooks import TIMEOUT, Hook, Hooks, Passing
-from pyrepl.runtime.placement import FilePlacement, check_free, path_of
+from pyrepl.runtime.placement import FilePlacement
 from pyrepl.runtime.plugins import InstalledPlugins
-from pyrepl.site import Admission, Site
+from pyrepl.site import Site
 from pyrepl.succession import Succession
 from pyrepl.trial import JOURNAL, Trial, Trials, check_journal_size
-from pyrepl.unordered import UnorderedSet, wide
+from pyrepl.unordered import UnorderedSet
+from pyrepl.viewing import Viewing
 from pyrepl.volume import Snapshot, Store, View, Volume
+from pyrepl.waiting import wait_performed
+from pyrepl.wide import snapshot_all, wide
 
 if TYPE_CHECKING:
     from pyrepl.attachment import Attachment
@@ -87,8 +95,8 @@ class Group:
         self.feeds: Callable[[Site], list[Feed]] = lambda site: []  # connections that feed this group; the node's
         self.introduce: Callable[[], tuple[str, list[tuple[str, int]]]] = lambda: ("", [])  # the node: name, listeners
         self.rewinding = threading.Lock()
-        self._viewing = threading.Lock()  # of opening and closing views
-        self._refused: Counter[str] = Counter()  # operations by kind that were not admitted
+        self.admissions = Admissions(self, placement)
+        self.viewing = Viewing(self)
         self.attachments = Attachments(self)
         self.comparisons = Comparisons(self)
         self.succession = Succession(self)
@@ -163,13 +171,9 @@ class Group:
     def kept(self) -> list[KeptSnapshot]:
         """Snapshots that this site alone keeps: of a history that it had to leave (``lost-<generation>``), oldest
         first, then those of its protective snapshot (``protective``), while a secondary is not consistent."""
-        from pyrepl.kept import KeptSnapshot
-        from pyrepl.views import PROTECTIVE
+        from pyrepl.kept import kept_of
 
-        self.check()
-        views, protective = self.site.views, self.site.protective.status() is not None  # else it is about to go
-        entries = (*views.kept(), *(views.kept(PROTECTIVE) if protective else ()))
-        return [KeptSnapshot(self, entry) for entry in entries]
+        return kept_of(self)
 
     def kept_snapshot(self, name: str) -> KeptSnapshot:
         """The kept snapshot of that name.
@@ -177,12 +181,9 @@ class Group:
         Raises:
             NotFound: there is none.
         """
-        kept = {snapshot.name: snapshot for snapshot in self.kept}
-        try:
-            return kept[name]
-        except (KeyError, TypeError):
-            some = some_of(kept)
-            raise NotFound(f"group {self.name!r} has no kept snapshot {name!r} (it has: {some})", name=name) from None
+        from pyrepl.kept import find_kept
+
+        return find_kept(self, name)
 
     @property
     def images(self) -> list[Image]:
@@ -264,10 +265,34 @@ class Group:
     def operation_counts(self) -> dict[tuple[str, str], int]:
         """Operations since the group was opened, by (kind, result): "performed" here, or "refused" at admission (kind
         "none": before it was one)."""
-        performed = {(kind, "performed"): count for kind, count in self.site.applier.performed.copy().items()}
-        return performed | {(kind, "refused"): count for kind, count in self._refused.copy().items()}
+        return self.admissions.counts()
 
-    # ---- stores
+    def operations(self, earlier: bool = False) -> list[dict[str, Any]]:
+        """What was performed here since the group was opened, oldest first, the last 1024: ``lsn``, ``kind``, ``time``
+        (seconds since 1970, by the clock of the primary of then, when it got its place; None: not known), ``seconds``
+        (from there to its performance here), ``arguments``,
+        of a plug-in ``digest`` (hexadecimal digits: what it said of what it did) and ``failed`` (None, or why it did
+        nothing), ``bytes_changed``, ``bytes_avoided`` (as of :attr:`OperationResult.bytes_avoided`; 0 at a
+        secondary), and
+        ``created``, the names of the stores that it made and that there still are, of a set
+        ``members``, the same of each but its LSN; ``refused``: None, or why this site, a secondary, could not perform
+        what it copies from images (its primary sends the data); ``verified``: of an operation whose result is
+        compared, by link ``state``, ``reason``, ``regions_compared`` and ``regions_different`` (else None);
+        ``secondaries``: by link "performed", "refused" (the data were sent in place of it) or "pending".
+
+        Args:
+            earlier: also those from before the group was opened, as far as its journal still holds them: it is read
+                for that, all of it. Of those ``seconds``, ``bytes_changed`` and ``bytes_avoided`` are None.
+        """
+        self.check()
+        known = performed(self)
+        if not earlier:
+            return known
+        first = known[0]["lsn"] if known else self.applied_lsn + 1
+        with self.border("reading the journal"):
+            return [one for one in written_down(self) if one["lsn"] < first] + known
+
+    # ---- stores, and operations on them
 
     def add_volume(
         self,
@@ -299,33 +324,10 @@ class Group:
         Raises:
             Exists, NotFound, InUse, UsageError, Refused: the text says what to do; nothing was changed.
         """
-        self.check()
-        path = path_of(device_path, "device") if device_path is not None else None
-        check_name(name)
-        if size is None:
-            if path is None:
-                raise UsageError(f"volume {name!r} needs a device, or a size for a file of its own", name=name)
-            check_free(path)
-            with self.border(f"looking at {path}"), FileDevice(path, writable=False) as device:
-                size = device.size // self.region_size * self.region_size
-            if size == 0:
-                raise UsageError(
-                    f"{path} is shorter than one region, {self.region_size} bytes: give a larger device", device=path
-                )
-        devices = {name: path} if path is not None else {}
-        if path is not None and (zero or (self.role == SECONDARY and self.site.group_id is None)):
-            self.check_overwritten(path, force=force)
-        if self.role == SECONDARY:
-            return Volume(self, self._prepare(name, size, devices), name)
-        result = self.operate(
-            lambda catalog: operations.add_volume(
-                catalog, name, size, zero=zero or path is None, region_size=self.region_size
-            ),
-            devices=devices,
-            wait=wait,
-            timeout=timeout,
+        number, result = add_volume(
+            self, name, device_path, size, zero=zero, force=force, wait=wait, timeout=timeout
         )
-        return Volume(self, result.created[name], name, result)
+        return Volume(self, number, name, result)
 
     def snapshot(
         self,
@@ -355,19 +357,7 @@ class Group:
         if early:
             check_early(verify=verify)
             return self.begin_snapshot(name, volumes=volumes).at_once(wait=wait, timeout=timeout)
-        origins: list[str] = []
-
-        def make(catalog: Catalog) -> Operation:
-            chosen = volumes if volumes is not None else [entry.name for entry in catalog if entry.kind == VOLUME]
-            if not chosen:
-                raise Refused(f"group {self.name!r} has no volume to take a snapshot of: add one first", reason="empty")
-            origins[:] = [self.name_of(volume, catalog) for volume in chosen]
-            return operations.snapshot(catalog, origins, [f"{origin}-{name}" for origin in origins])
-
-        result = self.operate(make, verify=verify, wait=wait, timeout=timeout)
-        names = [f"{origin}-{name}" for origin in origins]
-        result.snapshots = [Snapshot(self, result.created[full], full, result) for full in names]
-        return result
+        return snapshot_all(self, name, volumes, verify=verify, wait=wait, timeout=timeout)
 
     def begin_snapshot(self, name: str, *, volumes: list[Volume | str] | None = None) -> EarlyOperation:
         """The secondaries make snapshots of all volumes (or of these) now, hidden until this site makes them too
@@ -409,7 +399,7 @@ class Group:
         if early:
             check_early(verify=verify)
             return self.begin_restore(name, volumes=volumes).at_once(wait=wait, timeout=timeout)
-        return self._operate_wide("restore", name, volumes, None, verify, wait, timeout)
+        return self.operate(wide(self, "restore", name, volumes), verify=verify, wait=wait, timeout=timeout)
 
     def begin_restore(self, name: str, *, volumes: list[Volume | str] | None = None) -> EarlyOperation:
         """The secondaries restore all volumes (or these) from their snapshots ``<volume>-<name>`` now, one after the
@@ -433,7 +423,7 @@ class Group:
     ) -> OperationResult:
         """The snapshots ``<volume>-<name>`` of all volumes (or of these) show what the volumes show now, at one LSN.
         Returns and raises as :meth:`restore`."""
-        return self._operate_wide("refresh", name, volumes, None, verify, wait, timeout)
+        return self.operate(wide(self, "refresh", name, volumes), verify=verify, wait=wait, timeout=timeout)
 
     def clone(
         self,
@@ -451,7 +441,7 @@ class Group:
         Raises:
             Exists: a store has such a name.
         """
-        return self._operate_wide("clone", name, volumes, snapshot, verify, wait, timeout)
+        return self.operate(wide(self, "clone", name, volumes, snapshot), verify=verify, wait=wait, timeout=timeout)
 
     def delete_snapshots(
         self,
@@ -463,13 +453,7 @@ class Group:
     ) -> OperationResult:
         """The snapshots ``<volume>-<name>`` of all volumes (or of these) leave the group, at every site. Returns and
         raises as :meth:`restore`."""
-        return self._operate_wide("delete", name, volumes, None, False, wait, timeout)
-
-    def _operate_wide(
-        self, verb: str, name: str, volumes: list[Volume | str] | None, snapshot: str | None, verify: bool, wait: bool,
-        timeout: float | None,
-    ) -> OperationResult:
-        return self.operate(wide(self, verb, name, volumes, snapshot), verify=verify, wait=wait, timeout=timeout)
+        return self.operate(wide(self, "delete", name, volumes), wait=wait, timeout=timeout)
 
     def add_image(
         self, name: str, path: str | os.PathLike[str], *, progress: Progress | None = None
@@ -683,25 +667,7 @@ class Group:
                 are open (``reason="limit"``).
             NotFound: there is no such store.
         """
-        self.check()
-        with self.border("opening a view"), self._viewing:
-            catalog = self.site.visible
-            name = self.name_of(store, catalog)
-            entry = self._entry(name)
-            kind: type[Volume] | type[Snapshot] = Volume if entry.kind == VOLUME else Snapshot
-            made = self.site.views.open(entry.id)
-        return View(self, kind(self, entry.id, name), made)
-
-    def open_views(self, stores: list[int]) -> list[ViewEntry]:
-        """Views of these stores, by number, at one LSN: all of them, or none."""
-        self.check()
-        with self.border("opening views"), self._viewing:
-            return self.site.views.open_all(stores)
-
-    def close_views(self, views: list[ViewEntry]) -> None:
-        """Harmless the second time, and after the group was closed."""
-        for entry in views:
-            self.close_view(View(self, None, entry))
+        return self.viewing.open(store)
 
     def open_trial(self, *, journal_size: int = JOURNAL) -> Trial:
         """A test of a failover: a writable copy of all volumes as this site has them now, at one LSN, while replication
@@ -720,15 +686,6 @@ class Group:
             DeviceError: no space.
         """
         return self.trials.make(check_journal_size(journal_size))
-
-    def close_view(self, view: View) -> None:
-        """See :meth:`View.close`."""
-        try:
-            with self.border(f"closing view {view.name!r}"), self._viewing:
-                self.site.views.close(view.id)
-        except PyreplError:
-            if self.fault is None:
-                raise  # else a start closes what is open
 
     # ---- what is chosen for this site
 
@@ -785,50 +742,7 @@ class Group:
             WaitTimeout: it goes on.
             NotFound: there is no such link.
         """
-        self.check()
-        check_timeout(timeout)
-        window = self.site.window
-        end = window.state().end_lsn
-        if lsn is None:
-            lsn = end
-        elif isinstance(lsn, bool) or not isinstance(lsn, int) or lsn < 0 or (lsn > end and self.role == PRIMARY):
-            raise UsageError(f"LSN {lsn!r}: the last that was given is {end}", lsn=lsn, end=end)
-        if where not in (PRIMARY, "here"):
-            self.link(where).wait_applied(lsn, timeout, progress)
-            return lsn
-        self._driver.hurry()
-        with self.border(f"waiting for LSN {lsn}"):
-            if not self._wait_applied(lsn, timeout, progress):
-                raise WaitTimeout(
-                    f"group {self.name!r}: LSN {lsn} is not performed after {timeout:g} s{self._why_later(lsn)}; it "
-                    f"goes on",
-                    lsn=lsn,
-                )
-        return lsn
-
-    def _why_later(self, lsn: int) -> str:
-        """That something has arrived here and is not old enough, or finds no room; empty: that is not it."""
-        if self.site.shortage.stands:
-            return f": {self.site.shortage.words()}"
-        delay, left = self.site.delay, self.site.delay.wait
-        if left is None or self.role == PRIMARY:
-            return ""
-        more = "" if lsn <= self.site.window.state().end_lsn else f"; LSN {lsn} has not arrived"
-        return (f": this site is delayed by {delay.seconds:g} s, and the oldest that waits is performed in {left:.1f} s"
-                f"{more} (pyrepl group set {self.name} --delay)")
-
-    def _wait_applied(self, lsn: int, timeout: float | None, progress: Progress | None) -> bool:
-        window = self.site.window
-        if progress is None:
-            return window.wait_applied(lsn, timeout)
-        begin = time.monotonic()
-        while True:
-            left = None if timeout is None else max(0.0, begin + timeout - time.monotonic())
-            if window.wait_applied(lsn, TELL_EVERY if left is None else min(left, TELL_EVERY)):
-                return True
-            progress({"lsn": lsn, "applied_lsn": window.state().applied_lsn})
-            if left is not None and left <= TELL_EVERY:
-                return False
+        return wait_performed(self, lsn, where, timeout, progress)
 
     # ---- links
 
@@ -1076,77 +990,17 @@ class Group:
 
     def require_primary(self) -> None:
         """Raises Refused (``reason="role"``) if events cannot get their place here."""
-        if self.site.roles.asking:
-            raise Refused(
-                f"group {self.name!r} was started as primary, and asks first whether another site leads meanwhile: "
-                f"{', '.join(self.site.status()['asking']) or 'all'} did not answer yet (see the status of the links). "
-                f"It leads when all have; to promote it alone (`pyrepl promote {self.name} --alone`) asks nobody",
-                reason="asking",
-                retryable=True,
-                group=self.name,
-            )
-        if not self.site.accepts:
-            changing = self.site.role == PRIMARY  # it begins to lead, or steps down
-            what = "is changing its role here: try again" if changing else (
-                "is a secondary here: write, and make operations, at its primary")
-            raise Refused(f"group {self.name!r} {what}", reason="role", retryable=changing, group=self.name)
+        site = self.site
+        asking = site.roles.asking
+        if asking or not site.accepts:
+            raise self.admissions.refusal(asking)
 
-    # ---- for stores, links and results
+    # ---- for its rooms
 
     def check(self) -> None:
         """Raises why the group does not work, if it does not."""
         if self.fault is not None:
             raise again(self.fault)
-
-    def figure(self, lsn: int) -> int | None:
-        """Bytes changed by the operation at this LSN, if it is known."""
-        result = self.site.result(lsn)
-        return result.bytes_changed if result is not None else None
-
-    def avoided(self, lsn: int) -> int | None:
-        """See :attr:`OperationResult.bytes_avoided`, of the operation at this LSN, if it is known."""
-        result = self.site.result(lsn)
-        return result.bytes_avoided if result is not None else None
-
-    def figures(self, lsn: int) -> list[int]:
-        """Bytes changed by each member of the set at this LSN, as far as they are known."""
-        result = self.site.result(lsn)
-        return [member.bytes_changed for member in result.members] if result is not None else []
-
-    def outcome(self, lsn: int) -> list[tuple[bytes, str]]:
-        """Of the plug-ins of the operation at this LSN: digest, and why it failed, for each member of a set; else for
-        the operation. Empty: it is not known."""
-        result = self.site.result(lsn)
-        if result is None:
-            return []
-        if result.members:
-            return [(one.digest, one.failed) for one in result.members]
-        return [(result.digest, result.failed)]
-
-    def operations(self, earlier: bool = False) -> list[dict[str, Any]]:
-        """What was performed here since the group was opened, oldest first, the last 1024: ``lsn``, ``kind``, ``time``
-        (seconds since 1970, by the clock of the primary of then, when it got its place; None: not known), ``seconds``
-        (from there to its performance here), ``arguments``,
-        of a plug-in ``digest`` (hexadecimal digits: what it said of what it did) and ``failed`` (None, or why it did
-        nothing), ``bytes_changed``, ``bytes_avoided`` (as of :attr:`OperationResult.bytes_avoided`; 0 at a
-        secondary), and
-        ``created``, the names of the stores that it made and that there still are, of a set
-        ``members``, the same of each but its LSN; ``refused``: None, or why this site, a secondary, could not perform
-        what it copies from images (its primary sends the data); ``verified``: of an operation whose result is
-        compared, by link ``state``, ``reason``, ``regions_compared`` and ``regions_different`` (else None);
-        ``secondaries``: by link "performed", "refused" (the data were sent in place of it) or "pending".
-
-        Args:
-            earlier: also those from before the group was opened, as far as its journal still holds them: it is read
-                for that, all of it. Of those ``seconds``, ``bytes_changed`` and ``bytes_avoided`` are None.
-        """
-        self.check()
-        known = performed(self)
-        if not earlier:
-            return known
-        first = known[0]["lsn"] if known else self.applied_lsn + 1
-        with self.border("reading the journal"):
-            return [one for one in written_down(self) if one["lsn"] < first] + known
 
     def entries(self) -> list[StoreEntry]:
         """Of the catalog as of the journal's end, without what is unfinished."""
@@ -1196,43 +1050,11 @@ class Group:
             wait: False: return when it has its place in the order and is in the journal.
             timeout: seconds to wait at most for its performance.
         """
-        self.check()
-        check_timeout(timeout)
-        site = self.site
-        self.require_primary()
-        if verify:
-            return self.comparisons.operate(make, devices, wait, timeout)
-        kind = "none"
+        return self.admissions.operate(make, devices, verify, wait, timeout)
 
-        def admit(paths: dict[str, str]) -> Admission:
-            nonlocal kind
-            operation = make(site.end.catalog)
-            kind = operation.kind
-            return site.admit(operation, paths)
-
-        try:
-            with self.border("admitting an operation"):
-                with self.admission:
-                    admission = self._reserving(devices, admit)
-                self._driver.hurry()
-                site.window.commit(admission.lsn)
-        except PyreplError:
-            with self.admission:
-                self._refused[kind] += 1
-            raise
-        result = OperationResult(self, admission)
-        self.emit(
-            {
-                "event": "operation",
-                "group": self.name,
-                "kind": result.kind,
-                "lsn": result.lsn,
-                "created": sorted(result.created),
-            }
-        )
-        if wait:
-            result.wait(timeout=timeout)
-        return result
+    def hurry(self) -> None:
+        """The applier looks at once whether there is something to do."""
+        self._driver.hurry()
 
     def border(self, doing: str) -> Border:
         """Errors of the engine leave this ``with`` block as typed ones; see :meth:`failure`."""
@@ -1327,42 +1149,6 @@ class Group:
                 return entry
         some = some_of(entry.name for entry in entries)
         raise NotFound(f"group {self.name!r} has no {kind or 'store'} {name!r} (it has: {some})", name=name)
-
-    def check_overwritten(self, device: str | os.PathLike[str], *, force: bool) -> None:
-        """Nothing stands on a device that is given for a store which will not show it, or that may be lost.
-
-        Raises:
-            Refused: something does; reason "force".
-            NotFound, InUse, UsageError: it cannot be used at all.
-        """
-        path = path_of(device, "device")
-        if not force:
-            check_free(path)
-            check_path_blank(path)
-
-    def _prepare(self, name: str, size: int, devices: Mapping[str, str]) -> int:
-        with self.border(f"preparing volume {name!r}"), self.admission:
-            intake = self.site.intake
-            return self._reserving(devices, lambda paths: intake.prepare_volume(name, size, paths.get(name, "")))
-
-    def take_back(self, name: str) -> None:
-        """A volume that was prepared at this fresh secondary is none any more; see :meth:`Volume.remove`."""
-        with self.border(f"taking volume {name!r} back"), self.admission:
-            self.site.intake.take_back_volume(name)
-
-    def _reserving(self, devices: Mapping[str, str] | None, admit: Callable[[dict[str, str]], T]) -> T:
-        """Takes given devices before the admission, and gives them back if it fails."""
-        paths = {name: path_of(path, "device") for name, path in (devices or {}).items()}
-        taken: list[str] = []
-        try:
-            for path in paths.values():
-                self._placement.take(path)
-                taken.append(path)
-            return admit(paths)
-        except BaseException:
-            for path in taken:
-                self._placement.give_back(path)
-            raise
 
 
 class Border:

@@ -17,7 +17,7 @@ from pyrepl.catalog import Catalog, ImageKey, check_name
 from pyrepl.errors import Exists, NotFound, UsageError, WaitTimeout
 from pyrepl.results import Progress, check_timeout
 from pyrepl.runtime import images
-from pyrepl.runtime.placement import FilePlacement, path_of
+from pyrepl.runtime.placement import FilePlacement, check_overwritten, path_of
 
 if TYPE_CHECKING:
     from pyrepl.catalog import Image as ImageEntry
@@ -86,7 +86,7 @@ class Image:
         from pyrepl.volume import Volume
 
         if device is not None:
-            self._group.check_overwritten(device, force=force)
+            check_overwritten(device, force=force)
         result = self._group.operate(
             lambda catalog: operations.clone_image(catalog, self._key, name),
             devices={name: device} if device is not None else {},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyrepl.errors import NotFound, some_of
 from pyrepl.volume import View, digest_of
 
 if TYPE_CHECKING:
@@ -15,6 +16,26 @@ if TYPE_CHECKING:
     from pyrepl.group import Group
 
 KEPT = "kept"
+
+
+def kept_of(group: Group) -> list[KeptSnapshot]:
+    """See :attr:`Group.kept`."""
+    from pyrepl.views import PROTECTIVE
+
+    group.check()
+    views, protective = group.site.views, group.site.protective.status() is not None  # else it is about to go
+    entries = (*views.kept(), *(views.kept(PROTECTIVE) if protective else ()))
+    return [KeptSnapshot(group, entry) for entry in entries]
+
+
+def find_kept(group: Group, name: str) -> KeptSnapshot:
+    """See :meth:`Group.kept_snapshot`."""
+    kept = {snapshot.name: snapshot for snapshot in kept_of(group)}
+    try:
+        return kept[name]
+    except (KeyError, TypeError):
+        some = some_of(kept)
+        raise NotFound(f"group {group.name!r} has no kept snapshot {name!r} (it has: {some})", name=name) from None
 
 
 class KeptSnapshot(View):

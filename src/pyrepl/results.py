@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyrepl.errors import UsageError, WaitTimeout
@@ -35,6 +35,37 @@ class MemberResult(NamedTuple):
     bytes_changed: int | None
     digest: bytes | None = None
     failed: str | None = None
+
+
+class Figures(NamedTuple):
+    """What came of an operation here.
+
+    Attributes:
+        changed, avoided: bytes, as of :class:`OperationResult`; None: it is not performed, or too long ago.
+        members: bytes changed by each operation of a set; else empty.
+        outcomes: digest, and why it failed, for each operation of a set; else for the one. Empty: they are not known.
+    """
+
+    changed: int | None
+    avoided: int | None
+    members: Sequence[int]
+    outcomes: Sequence[tuple[bytes, str]]
+
+
+UNKNOWN = Figures(None, None, (), ())
+
+
+def figures_of(group: Group, lsn: int) -> Figures:
+    """Of the operation at this LSN, as far as it is known."""
+    result = group.site.result(lsn)
+    if result is None:
+        return UNKNOWN
+    return Figures(
+        result.bytes_changed,
+        result.bytes_avoided,
+        [member.bytes_changed for member in result.members],
+        [(one.digest, one.failed) for one in result.members or (result,)],
+    )
 
 
 class OperationResult:
@@ -66,9 +97,9 @@ class OperationResult:
     @property
     def members(self) -> list[MemberResult]:
         """Of a set: what came of each of its operations, in the order in which they were given; else empty."""
-        figures = self._group.figures(self.lsn) if self._members else []
-        known: list[int | None] = [*figures] or [None] * len(self._members)
-        came = self._group.outcome(self.lsn) if figures else [(None, None)] * len(self._members)
+        figures = figures_of(self._group, self.lsn) if self._members else UNKNOWN
+        known: list[int | None] = [*figures.members] or [None] * len(self._members)
+        came = figures.outcomes if figures.members else [(None, None)] * len(self._members)
         return [MemberResult(kind, dict(created), changed, *(of if kind == PERFORM else (None, None)))
                 for (kind, created), changed, of in zip(self._members, known, came, strict=True)]
 
@@ -87,7 +118,7 @@ class OperationResult:
 
     def _look(self) -> None:
         if self._outcome is None and self.kind == PERFORM:
-            self._outcome = next(iter(self._group.outcome(self.lsn)), None)
+            self._outcome = next(iter(figures_of(self._group, self.lsn).outcomes), None)
 
     @property
     def state(self) -> str:
@@ -99,7 +130,8 @@ class OperationResult:
         """Bytes of whole regions whose content may have changed here; None until it is performed (or if nobody asked
         for long: the figures of the last 1024 operations are kept)."""
         if self._changed is None:
-            self._changed, self._avoided = self._group.figure(self.lsn), self._group.avoided(self.lsn)
+            figures = figures_of(self._group, self.lsn)
+            self._changed, self._avoided = figures.changed, figures.avoided
         return self._changed
 
     @property
@@ -109,7 +141,7 @@ class OperationResult:
         data, and does not count for these: that is known when the secondary has said so, and the figure is less from
         then on. None as long as :attr:`bytes_changed` is."""
         if self.bytes_changed is not None:
-            known = self._group.avoided(self.lsn)  # a secondary may have refused it since
+            known = figures_of(self._group, self.lsn).avoided  # a secondary may have refused it since
             self._avoided = known if known is not None else self._avoided
         return self._avoided
 
@@ -272,4 +304,4 @@ def check_timeout(timeout: float | None) -> float | None:
 
 
 __all__ = ["ADMITTED", "PERFORM", "PERFORMED", "Events", "MemberResult", "OperationResult", "Progress", "Ticket",
-           "check_timeout"]
+           "check_timeout", "figures_of"]

@@ -139,11 +139,11 @@ class Trials:
                 raise Refused(f"group {group.name!r} has no volumes: there is nothing to try", reason="state")
             number = self._last + 1
             folder = self._folder / str(number)
-            views = group.open_views(stores)
+            views = group.viewing.open_all(stores)
             try:
                 trial = Trial(self, number, self._build(number, folder, views, journal_size), views, folder)
             except BaseException as error:
-                group.close_views(views)
+                group.viewing.close_all(views)
                 shutil.rmtree(folder, ignore_errors=True)
                 if isinstance(error, Exception) and not isinstance(error, PyreplError):
                     raise typed(error, f"group {group.name!r}: opening a trial", group=group.name) from error
@@ -203,7 +203,7 @@ class Trials:
             if self._shared is not None and self._shared[0] is trial:
                 self._shared = None
         trial.discard()
-        self.group.close_views(trial.views)
+        self.group.viewing.close_all(trial.views)
         self.group.emit({"event": "trial-closed", "group": self.group.name, "trial": trial.number})
 
     def close_all(self) -> None:

@@ -5,11 +5,11 @@ Decides nothing of what its members mean, nor whether they can stand together (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyrepl import operations
-from pyrepl.catalog import Catalog, check_name
+from pyrepl.catalog import Catalog
 from pyrepl.errors import UsageError
 from pyrepl.image import copy_from, image_key
 from pyrepl.plugin import maker as plugin_maker
@@ -129,32 +129,3 @@ class UnorderedSet(Collected):
                 lambda catalog: operations.unordered(catalog, self._makers), verify=self._verify, wait=False)
             if self._wait:
                 self._result.wait_all(self._timeout)
-
-
-def wide(
-    group: Group, verb: str, name: str, volumes: Sequence[Volume | str] | None, snapshot: str | None = None
-) -> Callable[[Catalog], Operation]:
-    """The constructor of a group-wide form (``operations.wide``).
-
-    Raises:
-        UsageError: a name that cannot be one.
-    """
-    check_name(name)
-    if snapshot is not None:
-        check_name(snapshot)
-
-    def make(catalog: Catalog) -> Operation:
-        chosen = None if volumes is None else [group.name_of(volume, catalog) for volume in volumes]
-        match verb:
-            case "restore":
-                return operations.restore_all(catalog, name, chosen, region_size=group.region_size)
-            case "refresh":
-                return operations.refresh_all(catalog, name, chosen, region_size=group.region_size)
-            case "clone":
-                return operations.clone_all(catalog, name, snapshot, chosen)
-            case "delete":
-                return operations.delete_all(catalog, name, chosen)
-            case _:
-                raise UsageError(f"{verb!r} has no form for a whole group")
-
-    return make

@@ -18,8 +18,10 @@ from pyrepl.catalog import View as ViewEntry
 from pyrepl.early import EarlyOperation, begin_restore, begin_snapshot, check_early
 from pyrepl.errors import NotFound, PyreplError, Refused, UsageError
 from pyrepl.image import Image, copy_from
+from pyrepl.membership import take_back
 from pyrepl.results import OperationResult, Progress, Ticket
 from pyrepl.roles import PRIMARY, SECONDARY
+from pyrepl.runtime.placement import check_overwritten
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -289,7 +291,7 @@ class Store:
             Refused: something stands on the device, and ``force`` is not given.
         """
         if device is not None:
-            self._group.check_overwritten(device, force=force)
+            check_overwritten(device, force=force)
         result = self._group.operate(
             lambda catalog: operations.clone(catalog, self._named(catalog), name),
             devices={name: device} if device is not None else {},
@@ -544,7 +546,7 @@ class Volume(Store):
                 whose volumes go by its primary (``reason="role"``).
         """
         if self._group.role == SECONDARY:
-            self._group.take_back(self.name)
+            take_back(self._group, self.name)
             return None
         return self._group.operate(
             lambda catalog: operations.remove_volume(catalog, self._named(catalog), force=force),
@@ -627,7 +629,7 @@ class View:
 
     def close(self) -> None:
         """Nothing more is kept for it. Harmless the second time, and after the group was closed."""
-        self._group.close_view(self)
+        self._group.viewing.close(self)
 
     @property
     def closed(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import pyrepl
+from pyrepl import waiting
 from pyrepl.errors import Exists, NotFound, Refused, UsageError, WaitTimeout
 from tests.support.rig import LINK, MIB, REGION, WAIT, Rig
 
@@ -288,7 +289,7 @@ def test_what_cannot_be_explained(rig, tmp_path):
 
 def test_the_end_is_waited_for_as_long_as_is_wanted(rig, monkeypatch):
     rig.near.check()
-    monkeypatch.setattr(type(rig.near), "_wait_applied", lambda *_: False)
+    monkeypatch.setattr(waiting, "_wait_applied", lambda *_: False)
     with pytest.raises(WaitTimeout), rig.near.explain(timeout=0.01) as ops:
         ops.mark("m")
 

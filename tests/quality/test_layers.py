@@ -25,7 +25,7 @@ LAYERS = [  # docs/architecture.md "Rooms" is this list; a room may import from 
     ["recovery", "applier", "delay", "views", "gallery", "protective", "verification", "workshop", "outcomes", "siblings", "roles", "intake", "standing", "site"],
     ["runtime", "border"],
     ["folder", "nbd", "group", "image", "changeover", "succession", "node", "attachment", "attachments", "comparisons", "opening", "performed", "explaining", "losing", "verifying",
-     "rewinding", "trial", "early", "volume", "plugin", "kept", "results", "unordered", "__init__"],
+     "rewinding", "trial", "early", "volume", "plugin", "kept", "results", "unordered", "wide", "admissions", "membership", "viewing", "waiting", "__init__"],
     ["remote"],
     ["service", "cli", "demo"],
 ]

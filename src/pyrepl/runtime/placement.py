@@ -23,7 +23,7 @@ from pyrepl._core.device import Device, FileDevice
 from pyrepl.border import typed
 from pyrepl.errors import DeviceError, Exists, InUse, NotFound, Refused, UsageError
 from pyrepl.runtime import images
-from pyrepl.runtime.contents import blank
+from pyrepl.runtime.contents import blank, check_path_blank
 
 TRIALS = "trials"  # the folder of what lasts as long as a process: see ``trial``
 PATIENCE = 10.0  # seconds: a killed process holds its devices until the kernel has ended its I/O
@@ -244,6 +244,19 @@ def check_free(path: str) -> None:
     use = blockdev.in_use(path)
     if use is not None:
         raise InUse(f"{path} is in use ({use}): release it there, or give another device", device=path, use=use)
+
+
+def check_overwritten(device: str | os.PathLike[str], *, force: bool) -> None:
+    """Nothing stands on a device that is given for a store which will not show it, or that may be lost.
+
+    Raises:
+        Refused: something does; reason "force".
+        NotFound, InUse, UsageError: it cannot be used at all.
+    """
+    path = path_of(device, "device")
+    if not force:
+        check_free(path)
+        check_path_blank(path)
 
 
 def device_size(path: str) -> int:

@@ -11,10 +11,10 @@ from pyrepl.kept import KEPT
 from pyrepl.options import SiteOptions
 from pyrepl.remote import members, requests
 from pyrepl.remote.values import GroupInfo, LinkInfo, OperationInfo, StoreInfo, StoreKey, StoreMade
-from pyrepl.results import ADMITTED, PERFORMED
+from pyrepl.results import ADMITTED, PERFORMED, figures_of
 from pyrepl.service.verbs.call import Call, group_info, link_info, made, performed, store_info, store_of, volume_of
 from pyrepl.service.verbs.images import source_of
-from pyrepl.unordered import wide
+from pyrepl.wide import wide
 
 if TYPE_CHECKING:
     from pyrepl.unordered import Collected
@@ -217,7 +217,7 @@ def group_wait(call: Call, request: requests.GroupWait) -> int:
 def group_operation(call: Call, request: requests.GroupOperation) -> OperationInfo:
     group = call.node.group(request.group)
     state = PERFORMED if group.applied_lsn >= request.lsn else ADMITTED
-    figure = group.figure(request.lsn)
+    figures = figures_of(group, request.lsn)
     judged = group.comparisons.find(request.lsn)
     return OperationInfo(
         lsn=request.lsn,
@@ -225,10 +225,10 @@ def group_operation(call: Call, request: requests.GroupOperation) -> OperationIn
         state=state,
         links=0,
         created={},
-        bytes_changed=figure,
-        bytes_avoided=group.avoided(request.lsn),
-        figures=tuple(group.figures(request.lsn)),
-        outcomes=tuple(group.outcome(request.lsn)),
+        bytes_changed=figures.changed,
+        bytes_avoided=figures.avoided,
+        figures=tuple(figures.members),
+        outcomes=tuple(figures.outcomes),
         verification=judged.result() if judged is not None else None,
     )
 
