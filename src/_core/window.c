@@ -43,6 +43,12 @@ void w_wake_passed(pr_window *w, int which, uint64_t position) {
             pthread_cond_signal(&waiter->passed);
 }
 
+/* Whoever has waited for room looks again; what was wanted before may be there now. */
+void w_room_made(pr_window *w) {
+    w->wanting = false;
+    pthread_cond_broadcast(&w->c_room);
+}
+
 static void wake_all(pr_window *w) {
     for (int i = 0; i < CONDITIONS; i++)
         pthread_cond_broadcast(condition_of(w, i));
@@ -100,7 +106,7 @@ void w_free_front(pr_window *w) {
     }
     w_free_guests(w);
     if (w->first != before)
-        pthread_cond_broadcast(&w->c_room);
+        w_room_made(w);
 }
 
 /* ---- life ---- */
@@ -305,7 +311,7 @@ void pr_window_look(pr_window *w, pr_window_state *state) {
         .applied_lsn = w->applied_lsn, .peer_lsn = w->peer_lsn, .chain = w->chain, .log_size = w->log_size,
         .shown_position = w->shown, .notes = notes_all(w), .ring_size = w->ring_size, .ring_used = w->ring_head - w->ring_tail, .batches = w->batches,
         .records = w->records, .payload_bytes = w->payload_bytes, .commits = w->commits,
-        .flushes = w->flushes, .failed = w->failed,
+        .flushes = w->flushes, .wants = w->wants, .wanting = w->wanting, .failed = w->failed,
     };
     pthread_mutex_unlock(&w->mutex);
 }
@@ -324,17 +330,19 @@ int pr_window_set_notes(pr_window *w, uint64_t region_size, uint64_t cost) {
 
 /* ---- the engine ---- */
 
-int pr_window_wait_beyond(pr_window *w, bool durable, uint64_t beyond, int64_t timeout, uint64_t *position) {
+int pr_window_wait_beyond(pr_window *w, bool durable, uint64_t beyond, const uint64_t *wants, int64_t timeout,
+                          uint64_t *position) {
     patience p = { .timeout = timeout };
     const uint64_t *reached = durable ? &w->durable : &w->written;
+    const uint64_t most = wants ? *wants : UINT64_MAX;
     int code = 0;
     pthread_mutex_lock(&w->mutex);
-    if (*reached <= beyond && !w->closed) {
+    if (*reached <= beyond && w->wants <= most && !w->closed) {
         struct waiter **list = &w->waiters[durable ? DURABLE : WRITTEN];
-        struct waiter waiter = { .beyond = beyond, .next = *list };
+        struct waiter waiter = { .beyond = beyond, .wants = wants != NULL, .next = *list };
         pthread_cond_init(&waiter.passed, &w->monotonic);
         *list = &waiter;
-        while (code == 0 && *reached <= beyond && !w->closed)
+        while (code == 0 && *reached <= beyond && w->wants <= most && !w->closed)
             code = w->failed ? w->failed : w_wait_for(w, &waiter.passed, &p);
         while (*list != &waiter)
             list = &(*list)->next;
@@ -395,7 +403,7 @@ int pr_window_applied(pr_window *w, uint64_t position, uint64_t lsn) {
         }
         w_free_front(w);
         pthread_cond_broadcast(&w->c_applied);
-        pthread_cond_broadcast(&w->c_room);
+        w_room_made(w);
     }
     pthread_mutex_unlock(&w->mutex);
     return code;
@@ -406,7 +414,7 @@ int pr_window_set_tail(pr_window *w, uint64_t position) {
     int code = position < w->tail || position > w->applied ? PR_OUTSIDE : 0;
     if (code == 0) {
         w->tail = position;
-        pthread_cond_broadcast(&w->c_room);
+        w_room_made(w);
     }
     pthread_mutex_unlock(&w->mutex);
     return code;

@@ -11,7 +11,8 @@
  *      of every block that is not applied in an index of blocks (key: store id, block).
  *   5  When ring or log are full, submit waits (or says PR_NO_ROOM): what makes room is applied() and set_tail(). Notes
  *      may use the part of the log that submit leaves free (`reserve`, and what applying the events that are not applied
- *      may need: set_notes), and memory of their own, so the applier never waits for itself.
+ *      may need: set_notes), and memory of their own, so the applier never waits for itself. Who waits for room of the log
+ *      is counted (wants): the applier may hold back, or have rested, what would make it.
  *   6  A failed write or flush of the log is final: the window is failed, every waiter gets the error, nothing is
  *      acknowledged.
  *   7  What is parked is in the log only: it takes no memory, readers do not see it, and stores are for them as they were
@@ -50,6 +51,8 @@ typedef struct pr_window_state {        /* a consistent look, in one go */
     uint64_t shown_position;            /* what is parked begins here; UINT64_MAX: nothing is */
     uint64_t log_size, ring_size, ring_used, notes;
     uint64_t batches, records, payload_bytes, commits, flushes;
+    uint64_t wants;                     /* so often somebody has begun to wait for room of the log */
+    bool wanting;                       /* ... and has found none since some was made */
     int failed;                         /* -errno */
 } pr_window_state;
 
@@ -183,8 +186,10 @@ int pr_window_take(pr_window *window, const struct pr_travel *travel, const uint
                    uint64_t *end);
 int pr_window_write_out(pr_window *window, uint64_t position, int64_t timeout);
 int pr_window_make_durable(pr_window *window, uint64_t position, int64_t timeout);
-/* Until the written or durable position is beyond `beyond`; 0 too when the window was closed. */
-int pr_window_wait_beyond(pr_window *window, bool durable, uint64_t beyond, int64_t timeout, uint64_t *position);
+/* Until the written or durable position is beyond `beyond`; 0 too when the window was closed, or somebody has begun to wait for
+ * room of the log more often than `wants` says (NULL: that is not asked). */
+int pr_window_wait_beyond(pr_window *window, bool durable, uint64_t beyond, const uint64_t *wants, int64_t timeout,
+                          uint64_t *position);
 int pr_window_wait_applied(pr_window *window, uint64_t lsn, int64_t timeout);
 int pr_window_applied(pr_window *window, uint64_t position, uint64_t lsn);
 int pr_window_set_tail(pr_window *window, uint64_t position);

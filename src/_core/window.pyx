@@ -53,7 +53,8 @@ cdef extern from "window.h" nogil:
         uint64_t end_position, written_position, durable_position, applied_position, tail_position
         uint64_t end_lsn, written_lsn, durable_lsn, applied_lsn, peer_lsn
         uint64_t chain, shown_position, log_size, ring_size, ring_used, notes
-        uint64_t batches, records, payload_bytes, commits, flushes
+        uint64_t batches, records, payload_bytes, commits, flushes, wants
+        bint wanting
         int failed
 
     ctypedef struct pr_window_log:
@@ -114,7 +115,8 @@ cdef extern from "window.h" nogil:
                            int64_t timeout, uint64_t *position, uint64_t *end)
     int pr_window_write_out(pr_window *window, uint64_t position, int64_t timeout)
     int pr_window_make_durable(pr_window *window, uint64_t position, int64_t timeout)
-    int pr_window_wait_beyond(pr_window *window, bint durable, uint64_t beyond, int64_t timeout, uint64_t *position)
+    int pr_window_wait_beyond(pr_window *window, bint durable, uint64_t beyond, const uint64_t *wants, int64_t timeout,
+                              uint64_t *position)
     int pr_window_wait_applied(pr_window *window, uint64_t lsn, int64_t timeout)
     int pr_window_applied(pr_window *window, uint64_t position, uint64_t lsn)
     int pr_window_set_tail(pr_window *window, uint64_t position)
@@ -142,7 +144,8 @@ cdef enum:
 WindowState = namedtuple("WindowState", (
     "end_position", "written_position", "durable_position", "applied_position", "tail_position",
     "end_lsn", "written_lsn", "durable_lsn", "applied_lsn", "peer_lsn", "chain", "log_size", "ring_size", "ring_used",
-    "notes", "batches", "records", "payload_bytes", "commits", "flushes", "failed", "shown_position"))
+    "notes", "batches", "records", "payload_bytes", "commits", "flushes", "failed", "shown_position",
+    "wants", "wanting"))
 
 
 cdef uint64_t number(object value, str name, uint64_t most=<uint64_t>-1) except? 77:
@@ -494,7 +497,7 @@ cdef class Window:
             s.end_position, s.written_position, s.durable_position, s.applied_position, s.tail_position, s.end_lsn,
             s.written_lsn, s.durable_lsn, s.applied_lsn, s.peer_lsn, s.chain, s.log_size, s.ring_size, s.ring_used,
             s.notes, s.batches, s.records, s.payload_bytes, s.commits, s.flushes, -s.failed,
-            None if s.shown_position == 0xFFFFFFFFFFFFFFFF else s.shown_position)
+            None if s.shown_position == 0xFFFFFFFFFFFFFFFF else s.shown_position, s.wants, bool(s.wanting))
 
     # -- stores
 
@@ -783,14 +786,18 @@ cdef class Window:
                 PyErr_CheckSignals()
         raise_misuse(self, code, f"position {position}")
 
-    cdef object beyond(self, bint durable, object beyond, object timeout):
+    cdef object beyond(self, bint durable, object beyond, object timeout, object wants=None):
         cdef uint64_t start = number(beyond, "beyond"), position = 0
+        cdef uint64_t most = 0 if wants is None else number(wants, "wants")
+        cdef const uint64_t *asked = NULL
         cdef int64_t left = nanoseconds(timeout), part
         cdef int code
+        if wants is not None:
+            asked = &most
         while True:
             part = slice_of(&left)
             with nogil:
-                code = pr_window_wait_beyond(self.ptr, durable, start, part, &position)
+                code = pr_window_wait_beyond(self.ptr, durable, start, asked, part, &position)
             if code != PR_TIME_OVER or left == 0:
                 break
             PyErr_CheckSignals()
@@ -801,8 +808,8 @@ cdef class Window:
     def wait_durable(self, beyond, timeout):
         return self.beyond(True, beyond, timeout)
 
-    def wait_written(self, beyond, timeout):
-        return self.beyond(False, beyond, timeout)
+    def wait_written(self, beyond, timeout, *, wants=None):
+        return self.beyond(False, beyond, timeout, wants)
 
     def wait_applied(self, lsn, timeout=None):
         cdef uint64_t which = number(lsn, "lsn")

@@ -8,13 +8,19 @@
 
 #include <errno.h>
 
+/* Why there is no place now, beside PR_NO_ROOM, which is for want of the log, or of the index that bounds zeros: what applying and
+ * the tail alone make. The ring, when what stands in it is written and let go of; a bound, when a peer has got further. */
+enum { RING_FULL = -5101, BOUND = -5102 };
+
+static inline bool is_short(int code) { return code == PR_NO_ROOM || code == RING_FULL || code == BOUND; }
+
 /* Where `length` bytes lie together in the ring, as a running count, past a gap at its end if need be. */
 static int ring_place(const pr_window *w, uint64_t length, uint64_t *start) {
     uint64_t head = w->ring_head, place = head % w->ring_size;
     if (place + length > w->ring_size)
         head += w->ring_size - place;
     *start = head;
-    return head + length - w->ring_tail > w->ring_size ? PR_NO_ROOM : 0;
+    return head + length - w->ring_tail > w->ring_size ? RING_FULL : 0;
 }
 
 /* Is there room for the notes too? Without anything to apply there always is: the reserve, and what applying frees. */
@@ -63,25 +69,39 @@ static void filled(pr_window *w, slot *s, uint32_t records) {
     }
 }
 
-/* Waits for room. It is made by applied() and set_tail(), which need what is laid out to be written: sees to that. */
-static int wait_room(pr_window *w, bool nowait, patience *p) {
+/* Waits for room, of which there is none for that reason. It is made by applied() and set_tail(), which need what is laid out to
+ * be written: sees to that; and that the applier hears of it, which may rest, or hold back what it could apply. */
+static int wait_room(pr_window *w, int why, bool nowait, patience *p) {
     if (nowait)
         return PR_NO_ROOM;
     if (w->next != w->last && !w->writing) {
         w_lead(w);
         return w->failed;
     }
-    return w_wait_for(w, &w->c_room, p);
+    if (why != PR_NO_ROOM)
+        return w_wait_for(w, &w->c_room, p);
+    w->wanting = true;
+    w->wants++;
+    for (struct waiter *waiter = w->waiters[WRITTEN]; waiter; waiter = waiter->next)
+        if (waiter->wants)
+            pthread_cond_signal(&waiter->passed);
+    w->wanters++;
+    int code = w_wait_for(w, &w->c_room, p);
+    if (!--w->wanters)
+        w->wanting = false;
+    return code;
 }
 
 /* A slot of the ring at the end of the log, closed or to be opened by the caller; its head is zeroed.
- * PR_NO_ROOM; PR_LOG_FULL; -ENOMEM. */
+ * PR_NO_ROOM, RING_FULL; PR_LOG_FULL; -ENOMEM. */
 static int append_slot(pr_window *w, uint64_t payload, slot **made) {
     uint64_t start, length = PR_BLOCK + pr_align(payload, PR_BLOCK);
     if (length + w->reserve > w->log_size)
         return PR_LOG_FULL;                                        /* it never will */
-    if (!log_fits(w, w->end, length) || ring_place(w, length, &start))
+    if (!log_fits(w, w->end, length))
         return PR_NO_ROOM;
+    if (ring_place(w, length, &start))
+        return RING_FULL;
     slot *s = w_slot_new(w);
     if (!s)
         return -ENOMEM;
@@ -115,8 +135,10 @@ static int open_batch(pr_window *w, uint64_t payload) {
         uint64_t start = s->ring_end - s->length, grown = length - s->length;
         if (s->count < PR_MAX_RECORDS && s->payload_length + payload <= PR_MAX_PAYLOAD &&
             length + w->reserve <= w->log_size && start % w->ring_size + length <= w->ring_size) {
-            if (!log_fits(w, s->position, length) || start + length - w->ring_tail > w->ring_size)
+            if (!log_fits(w, s->position, length))
                 return PR_NO_ROOM;
+            if (start + length - w->ring_tail > w->ring_size)
+                return RING_FULL;
             s->length = length;
             s->ring_end = w->ring_head = start + length;
             w->end += grown;
@@ -201,11 +223,13 @@ int pr_window_submit(pr_window *w, pr_submission *m, int64_t timeout) {
                     break;
                 continue;
             }
-            if (m->done == 0 && (w->end >= w->bound || (nowait && !fits_at_once(w, m))))
+            if (m->done == 0 && w->end >= w->bound)
+                code = BOUND;
+            else if (m->done == 0 && nowait && !fits_at_once(w, m))
                 code = PR_NO_ROOM;
             else
                 code = place_event(w, m, length, &s, &record);
-            if (code != PR_NO_ROOM || (code = wait_room(w, nowait, &p)))
+            if (!is_short(code) || (code = wait_room(w, code, nowait, &p)))
                 break;
         }
         if (code == 0) {
@@ -244,7 +268,7 @@ int pr_window_operation(pr_window *w, const uint8_t *body, uint32_t length, cons
             code = notes_fit(w, notes_of_body(w, length), PR_BLOCK + pr_align(length, PR_BLOCK))
                        ? append_slot(w, length, &s) : PR_NO_ROOM;
         }
-    } while (code == PR_NO_ROOM && (code = wait_room(w, nowait, &p)) == 0);
+    } while (is_short(code) && (code = wait_room(w, code, nowait, &p)) == 0);
     if (code == 0) {
         begin_travel(w, s, PR_BATCH_OPERATION);
         s->count = 1;
@@ -336,7 +360,7 @@ static int append_received(pr_window *w, const struct pr_travel *t, uint64_t cel
             else if ((code = w_cells_reserve(w, cells)) == 0)
                 code = append_slot(w, t->payload_length, &s);
         }
-    } while (code == PR_NO_ROOM && (code = wait_room(w, nowait, p)) == 0);
+    } while (is_short(code) && (code = wait_room(w, code, nowait, p)) == 0);
     if (code == 0) {
         memcpy(travel_of(s), t, sizeof *t + t->count * sizeof *r);
         s->sealed = true;

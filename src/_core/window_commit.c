@@ -166,7 +166,7 @@ void w_lead(pr_window *w) {
     pthread_cond_broadcast(&w->c_written);
     w_wake_passed(w, WRITTEN, w->written);
     if (w->next != w->last) {              /* the next leader may be a writer without room, or the committer */
-        pthread_cond_broadcast(&w->c_room);
+        w_room_made(w);
         pthread_cond_signal(&w->c_work);
     }
 }

@@ -51,7 +51,7 @@ struct hold { uint64_t offset, length; uint32_t store; };
 struct barrier { uint64_t position; uint32_t store; };             /* an operation that is not applied */
 struct store_entry { uint64_t size, coming; uint32_t id; bool writable; };  /* for readers, for what is received; 0: not there */
 struct parcel { uint64_t begin, until, regions, bodies; };         /* a stretch of what is parked: what it touches */
-struct waiter { uint64_t beyond; pthread_cond_t passed; struct waiter *next; };    /* on the stack of who waits */
+struct waiter { uint64_t beyond; bool wants; pthread_cond_t passed; struct waiter *next; };    /* on the stack of who waits */
 enum { WRITTEN, DURABLE };
 
 struct pr_window {
@@ -68,6 +68,9 @@ struct pr_window {
     uint64_t notes;                                                /* that what is not applied may need: kept free of the log */
     uint8_t group[16], generation[16];
     bool opened, closed, writing, flushing, applying, sync;
+    bool wanting;                                                  /* somebody found no room in the log since some was made */
+    uint32_t wanters;                                              /* who wait for that */
+    uint64_t wants;                                                /* so often somebody has begun to */
     int failed;
 
     uint64_t end, written, durable, applied, tail;                 /* positions; end: the open slot included */
@@ -114,6 +117,7 @@ typedef struct patience { int64_t timeout; bool started; struct timespec until; 
 
 int w_wait_for(pr_window *w, pthread_cond_t *condition, patience *p);
 void w_wake_passed(pr_window *w, int which, uint64_t position);                 /* WRITTEN or DURABLE */
+void w_room_made(pr_window *w);
 void w_fail(pr_window *w, int code);
 
 /* ---- slots (window.c) ---- */

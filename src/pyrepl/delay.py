@@ -101,7 +101,7 @@ class Delay:
         room = self.site.room
         if state.end_position - state.applied_position + state.notes > room // 2:
             return "what waits fills half of the journal"
-        if room - (state.end_position - state.tail_position) - state.notes < LARGEST + SLACK:
+        if state.wanting or room - (state.end_position - state.tail_position) - state.notes < LARGEST + SLACK:
             return "the journal has no room for more"
         return ""
 

@@ -101,6 +101,34 @@ def test_what_fills_the_journal_during_a_step_shortens_the_delay_though_nothing_
     assert rig.far.status()["delay"]["shortened"] == "what waits fills half of the journal"
 
 
+def test_what_finds_no_room_shortens_the_delay_whatever_room_was_reckoned_with(rig, monkeypatch):
+    """How much of the journal the next record takes, with the notes that it may need, is not known before it comes; nor do
+    stores and views stay as many as they were when the applier looked last. Who waits for room says so."""
+    monkeypatch.setattr("pyrepl.runtime.driver.LOOK", 600)
+    rig.far.site.room = 1 << 40  # there seems to be plenty
+    rig.far.set_delay(3600)
+    first = rig.write("v", 0, MIB)
+    for _ in range(40):
+        rig.write("v", 0, MIB)
+    rig.near.flush()
+    rig.link.wait_synced(20)
+    assert rig.far.applied_lsn >= first
+
+
+def test_a_delay_that_is_shortened_counts_from_then_on(rig, monkeypatch):
+    """Also where whoever waits for the time to come waits already."""
+    monkeypatch.setattr("pyrepl.runtime.driver.LOOK", 600)
+    rig.far.set_delay(3600)
+    lsn, begin = rig.write("v", 0, 4096), time.time()
+    rig.near.flush()
+    rig.link.wait_synced(WAIT)
+    until(lambda: rig.far.status()["delay"]["oldest"], "the applier has looked at it")
+    delay = time.time() - begin + 1
+    rig.far.set_delay(delay)
+    until(lambda: rig.far.applied_lsn >= lsn, "it is performed", timeout=60)
+    assert time.time() - begin >= delay
+
+
 def test_a_primary_keeps_it_for_later_and_performs_at_once(rig):
     rig.near.set_delay(3600)
     lsn = rig.write("v", 0, 4096)

@@ -109,6 +109,24 @@ def test_a_primary_that_is_held(two: Two) -> None:
     assert result.wait(timeout=30).state == "performed"
 
 
+def test_who_finds_no_room_ends_a_hold_however_little_of_it_is_taken(tmp_path: Path) -> None:
+    """Zeros take next to nothing of the journal; what bounds them is an index in memory."""
+    hook = Holding()
+    with pyrepl.Node.open(tmp_path / "node", create=True) as node:
+        group = node.create_group("db", tmp_path / "journal", journal_size=64 << 20)
+        data = group.add_volume("data", size=1 << 30)
+        group.on_mark("noon", hook, hold=True, timeout=120)
+        mark = group.mark("noon", wait=False)
+        assert hook.begun.wait(30)
+        begin = time.monotonic()
+        for offset in range(0, 384 << 20, 1 << 20):
+            data.discard(offset, 1 << 20)
+        assert mark.wait(timeout=30).state == "performed" and time.monotonic() - begin < 60
+        (run,) = runs(group)
+        assert run["state"] == "released" and "no room" in run["text"]
+        hook.go.set()
+
+
 def test_the_dead_mans_timer(two: Two) -> None:
     hook = Holding()
     far = two.b.group("db")

@@ -876,6 +876,41 @@ def test_who_is_held_by_a_bound_hears_of_the_end():
     assert isinstance(writer.result(20), OSError)
 
 
+def test_who_finds_no_room_in_the_log_calls_the_applier():
+    """A bound is nothing that applying helps with; a full log, or an index that is full of zeros, is."""
+    device, window = make(log=LONGEST + 64 * 1024, stores=((1, 1 << 30),))
+    window.set_bound(0)
+    bound = in_thread(lambda: window.write(1, 0, bytes(4096)))
+    assert waits(bound, 0.1) and window.state()[-2:] == (0, False)
+    window.set_bound(None)
+    bound.result()
+    window.submit(1, 0, bytes(3 * MIB))
+    window.commit_pending()
+    state = window.state()
+    assert window.wait_written(state.end_position, 0.01, wants=0) == state.end_position
+    applier = in_thread(lambda: window.wait_written(state.end_position, 20, wants=0))
+    sender = in_thread(lambda: window.wait_written(state.end_position, 20))
+    writer = in_thread(lambda: window.write(1, 0, bytes(MIB + 65536)))
+    assert applier.result() == window.state().written_position, "it is called"
+    assert window.state().wants >= 1 and window.state().wanting and waits(writer, 0.1)
+    assert window.wait_written(state.end_position + 9 * MIB, 20, wants=0) < 9 * MIB, "it has been called before it asked"
+    advance(window)
+    window.set_tail(window.state().applied_position)
+    writer.result()
+    assert not window.state().wanting
+    assert sender.result() > state.end_position, "who has not asked hears of what is written only"
+
+
+def test_who_finds_no_room_for_zeros_calls_the_applier():
+    _, window = make(log=64 * MIB, ring=RING, stores=((1, 1 << 30),))
+    zeros = in_thread(lambda: [window.zero(1, offset, MIB) for offset in range(0, 8 * RING, MIB)])
+    while not window.state().wanting:
+        assert zeros.is_alive()
+    assert window.state().ring_used < RING // 2
+    window.fail(errno.EIO)
+    assert isinstance(zeros.result(), OSError) and not window.state().wanting
+
+
 def test_who_waits_for_room_is_let_in_by_applied_and_set_tail():
     device, window = make(log=LONGEST + 64 * 1024)
     data = [os.urandom(64 * 1024) for _ in range(300)]

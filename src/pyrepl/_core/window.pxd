@@ -44,7 +44,7 @@ cdef class Window:
     cdef int wait_for(self, uint64_t target, uint64_t lsn, bint fua, object timeout=*) except -1
     cdef int prepare(self, pr_submission *m, object store, object offset, object length, int kind, int flags) except -1
     cdef object write_data(self, object store, object offset, object data, bint fua, int flags)
-    cdef object beyond(self, bint durable, object beyond, object timeout)
+    cdef object beyond(self, bint durable, object beyond, object timeout, object wants=*)
 
 
 cdef class Entry:

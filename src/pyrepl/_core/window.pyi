@@ -29,6 +29,8 @@ class WindowState(NamedTuple):
     flushes: int
     failed: int  # errno, 0: not; ESHUTDOWN: closed
     shown_position: int | None  # what is parked begins here; None: nothing is
+    wants: int  # so often somebody has begun to wait for room of the log
+    wanting: bool  # ... and has found none since some was made
 
 class Entry:
     """A record of the log: pinned in memory while this object lives (release() ends it early), or read back. A memoryview of it
@@ -151,7 +153,8 @@ class Window:
     def wait_durable(self, beyond: int, timeout: float) -> int:
         """Waits until durable_position > beyond, or the time (seconds) is over, or close(); the durable position. For senders.
         OSError: the log failed."""
-    def wait_written(self, beyond: int, timeout: float) -> int: ...
+    def wait_written(self, beyond: int, timeout: float, *, wants: int | None = None) -> int:
+        """The same of the written position. Ends too when state().wants is beyond `wants`, if that is given. For the applier."""
     def wait_applied(self, lsn: int, timeout: float | None = None) -> bool:
         """Waits until applied_lsn >= lsn. False: time over. OSError: failed or closed."""
     def entry(self, position: int) -> Entry | None:

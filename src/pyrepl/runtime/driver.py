@@ -1,12 +1,16 @@
 """The threads of one group: who steps the site, and when.
 
     apply     the only one that steps: stores, maps, mover, checkpoints; between two steps it runs what others asked
-    for (call) watch     waits for events on behalf of ``apply``, which cannot wait for two things at once
+    for (call) watch     waits on behalf of ``apply``, which cannot wait for two things at once: for events, and for
+                         whoever finds no room for one
     commit    writes to the journal what was submitted and nobody waits for
     sweep     once a minute, gives up a verification that nobody asks about any more
 
 Events are left to accumulate for up to 10 ms or an eighth of the ring, so that an epoch is worth its flush and blocks
 that are written again are applied once; an operation, a call or close() ends that wait (hurry).
+
+What a step judges is as old as its beginning. So who rests after one is woken by everything that came since then, not
+since it ended: what came in between may be the last that comes (it has filled the journal, say).
 
 Decides when to step. Must not know what a step does. An exception in a step is the end of the group: the window fails,
 so that nothing is acknowledged any more, and ``on_failure`` hears why.
@@ -17,7 +21,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -29,9 +32,7 @@ if TYPE_CHECKING:
 
 SWEEP = 60.0  # seconds
 ACCUMULATE = 0.010  # seconds
-_LOOK = (
-    5.0  # seconds: how long the watcher sleeps at most; it is woken by events, this only bounds what a bug could cost
-)
+LOOK = 5.0  # seconds until there is a step at the latest: something wakes it before, this bounds what a bug could cost
 
 
 class _Call:
@@ -79,7 +80,8 @@ class Driver:
         self._calls: deque[_Call] = deque()
         self._over = threading.Event()
         self._idle = threading.Event()  # apply has nothing to do: watch for what comes after _idle_at
-        self._idle_at = 0
+        self._idle_at = 0, 0  # position, and how often somebody had found no room
+        self._rest = LOOK  # seconds until it looks again, whatever comes
         self._threads = [
             threading.Thread(target=body, name=f"{site.name}-{name}", daemon=True)
             for name, body in (("apply", self._apply), ("watch", self._watch), ("commit", self._commit),
@@ -151,7 +153,7 @@ class Driver:
     def _apply(self) -> None:
         try:
             while self._await_work():
-                seen = self._site.window.state().end_position
+                before = self._site.window.state()
                 stepped = self._site.step()
                 state = self._site.window.state()
                 self.after_step()
@@ -161,17 +163,19 @@ class Driver:
                 if state.failed:
                     code = abs(state.failed)
                     raise OSError(code, os.strerror(code), self._site.journal.device.name)
-                # At a mark that is held nothing can be applied until the gate says so, or the journal fills. Whether it
-                # has, the next step judges: what came during this one may be the last that finds room.
-                waits = self._site.applier.held or self._site.wait is not None
-                self._idle_at = seen if waits else state.applied_position
+                # At a mark that is held nothing can be applied until the gate says so, or the journal fills. That it
+                # has filled is for the next step to judge: what came during this one may be the last that finds room.
+                held, wait = self._site.applier.held, self._site.wait
+                position = before.end_position if held or wait is not None else state.applied_position
+                self._idle_at = position, before.wants
+                self._rest = LOOK if held or wait is None else min(LOOK, max(wait, ACCUMULATE))
                 self._idle.set()
         except BaseException as error:  # of whatever kind: the site stands in the middle of a step
             self.fail(error)
 
     def _await_work(self) -> bool:
         with self._condition:
-            self._condition.wait_for(lambda: self._awake or self._calls or self._stopping or self._failed)
+            self._condition.wait_for(lambda: self._awake or self._calls or self._stopping or self._failed, self._rest)
             self._awake = False
             calls, self._calls = self._calls, deque()
         try:
@@ -189,18 +193,14 @@ class Driver:
             while True:
                 self._idle.wait()
                 self._idle.clear()
-                beyond = self._idle_at
-                due = self._site.wait
-                begin = time.monotonic()
-                while not self._stopping:
-                    if self._idle.is_set():  # the applier has looked again: another delay may have been chosen
-                        self._idle.clear()
-                        beyond, due, begin = self._idle_at, self._site.wait, time.monotonic()
-                    left = _LOOK if due is None else min(_LOOK, begin + due - time.monotonic())
-                    if left <= 0 or window.wait_written(beyond, left) > beyond:
+                beyond, wants = self._idle_at
+                while not self._stopping and not self._idle.is_set():  # else the applier has looked again by itself
+                    if window.wait_written(beyond, LOOK, wants=wants) > beyond or window.state().wants > wants:
                         break
                 if self._stopping:
                     return
+                if self._idle.is_set():
+                    continue
                 window.wait_written(beyond + enough, ACCUMULATE)
                 self.hurry()
         except OSError:

@@ -342,7 +342,7 @@ class Hooks:
 
     def _is_filling(self) -> bool:
         state = self._site.window.state()
-        return state.ring_used > state.ring_size // 2 or self._site.is_crowded()
+        return state.wanting or state.ring_used > state.ring_size // 2 or self._site.is_crowded()
 
     def _read(self) -> list[dict[str, Any]]:
         try:
