@@ -111,7 +111,7 @@ class Group:
             plugins = site.plugins = InstalledPlugins()
             self._driver = Driver(site, self._failed)
             self._driver.after_step = self.attachments.judge_lags
-            site.siblings.heard = self._driver.hurry
+            site.siblings.heard = site.intake.taken = self._driver.hurry
             self._hooks.hurry = plugins.hurry = self._driver.hurry
             self._driver.hurry()  # a plug-in that was performed again may be done already
 

@@ -8,14 +8,14 @@ performed (``applier``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pyrepl import items, notes, operations
 from pyrepl._core import batch, layout
 from pyrepl.catalog import VOLUME, Catalog, Store, check_new_name, check_size
-from pyrepl.errors import Diverged, Refused, check
+from pyrepl.errors import Diverged, PeerError, Refused, check
 from pyrepl.lineage import Lineage
 from pyrepl.operations import Copied, CopiedImage, Created, Deleted, Effect, Operation, Resized, Reworked
 from pyrepl.point import Point
@@ -36,6 +36,8 @@ class Intake:
         self.items_until = 0  # journal position behind the last thing that came beside the order
         self.is_coming = False  # such a thing is being appended
         self.turning = False  # a fork that leads this site elsewhere is about to arrive: no link may connect
+        self.taken: Callable[[], None] = lambda: None  # called when more than events was taken in, or was not after all
+        self.ends: Callable[[], bool] = lambda: False  # whether the connection that brings it is over
 
     def receive(self, head: memoryview, payload: memoryview) -> int:
         """Appends a batch that was judged and checked against the protocol, unchanged; the position after it.
@@ -46,7 +48,8 @@ class Intake:
         site = self.site
         check(site.role == SECONDARY, "only a secondary receives")
         # Before anybody may read what it brings: no link copies that meanwhile (rule cascade_pass).
-        self.is_coming = batch.head(head).kind in (layout.BATCH_COPIED, layout.BATCH_ITEM)
+        kind = batch.head(head).kind
+        self.is_coming = kind in (layout.BATCH_COPIED, layout.BATCH_ITEM)
         try:
             after = self._receive(head, payload)
             if self.is_coming:
@@ -58,6 +61,10 @@ class Intake:
             if self.turning:
                 with site.guard:
                     self.turning = False
+            if kind not in (layout.BATCH_EVENTS, layout.BATCH_COPIED):
+                # The applier may have looked, and rest, between its place in the journal and what that means here: a
+                # plug-in whose outcome is awaited, room that is kept for more views, a snapshot that is over.
+                self.taken()
 
     def _protect(self) -> None:
         """What is about to be appended leaves the stores no earlier state of the primary (rule protect_first)."""
@@ -119,12 +126,15 @@ class Intake:
 
         Raises:
             Refused: the site stands still, and there is none.
+            PeerError: the connection has ended before there was one.
         """
         while True:
             try:
                 return self.site.window.append_received(head, payload, blocks=blocks, timeout=LOOK)[1]
             except TimeoutError:
                 self.site.shortage.turn_away()
+                if self.ends():
+                    raise PeerError("the connection has ended", retryable=True, reason="stop") from None
 
     def _receive_operation(self, head: memoryview, payload: memoryview, operation: Operation, lsn: int) -> int:
         site = self.site

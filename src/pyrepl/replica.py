@@ -448,6 +448,8 @@ class Replica:
             kind = self._check_item(travel, head, payload)
         try:
             position = site.intake.receive(head, payload)
+        except PeerError:
+            raise
         except PyreplError as error:
             code = "space" if getattr(error, "reason", "") == "space" else "state"
             raise Refused(f"this site cannot take what the primary sent: {error.text}", reason=code) from error

@@ -17,6 +17,7 @@ from pyrepl.errors import NotFound, Refused, UsageError, WaitTimeout
 from pyrepl.seams import NoPlugins
 from tests.api.test_verify import REGION, SIZE, Two
 from tests.support import plugin_cases as cases
+from tests.support.clients import until
 
 
 @pytest.fixture
@@ -231,6 +232,34 @@ def test_at_a_secondary_that_is_delayed(two: Two) -> None:
     far(two).set_delay(0)
     assert far(two).wait(later, timeout=60) >= later
     same(two)
+
+
+def test_at_a_secondary_that_is_delayed_and_looks_before_it_is_said_what_has_come(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has its place in the journal, and the applier looks, finds it too young and rests, before that is noted which says
+    that somebody waits for what comes of it. Nothing comes after it."""
+    monkeypatch.setattr("pyrepl.runtime.driver.LOOK", 600)
+    far(two).set_delay(3600)
+    site = far(two).site
+    step, take, rested_at = site.step, site.end.take_operation, [0]
+
+    def looks() -> bool:
+        end = site.window.state().end_position
+        stepped = step()
+        if not stepped:
+            rested_at[0] = end
+        return bool(stepped)
+
+    def late(*args: Any, **options: Any) -> None:
+        end = site.window.state().end_position
+        until(lambda: rested_at[0] >= end, "the applier has looked at what has its place")
+        take(*args, **options)
+
+    monkeypatch.setattr(site, "step", looks)
+    monkeypatch.setattr(site.end, "take_operation", late)
+    two.group.perform(cases.Invert("data", 0, 6)).wait("paris", 30)
+    assert two.link.wait_synced(30)["refused"] == []
 
 
 def test_an_inconsistent_secondary_keeps_what_it_was_before_a_plugin_differed(two: Two) -> None:

@@ -246,6 +246,7 @@ class Feed:
             self.replica = replica = Replica(site, self.session, self.listener._entropy, allow=self.listener._allow)
             replica.judge(hello)
             self.listener._seat(site, self)
+            site.intake.ends = lambda: self._over
             self.connection.send(replica.receive(hello))
             while self.session.fresh:
                 message = self.connection.receive(self.session, self._lock, deadline)
