@@ -313,6 +313,17 @@ class Applier:
             while len(self.results) > MOST_RESULTS:
                 del self.results[next(iter(self.results))]
 
+    def admitted(self, lsn: int) -> None:
+        """It has its place here, and may even be performed already."""
+        with self.site.guard:
+            result = self.results.get(lsn)
+            if result is None:
+                self.links[lsn] = len(self.site.links)
+                return
+            known = msgspec.structs.replace(result, links=len(self.site.links))
+            self.results[lsn] = known
+            self.bytes_avoided += known.bytes_avoided - result.bytes_avoided
+
     def refused_at(self, link: str, lsn: int) -> None:
         """A secondary has refused what was admitted here, and gets the data instead: it may say so before this site has
         performed it, long after, and once more with each connection."""

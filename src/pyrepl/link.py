@@ -436,7 +436,7 @@ class Link:
             self._settle()
 
     def _settle(self) -> None:
-        links = [link for link in self.site.links.values() if link.promises]
+        links = [link for link in list(self.site.links.values()) if link.promises]  # the applier may attach one
         if links:
             self.site.window.set_peer(min(link.base.lsn for link in links))
         self.site.window.set_sync(1 if links else 0)
@@ -456,8 +456,8 @@ class Link:
 
     def _settle_bound(self) -> None:
         """Tells the window where writers wait for the first of all links."""
-        bounds = [link.bound.position for link in self.site.links.values() if link.bound.position is not None]
-        self.site.window.set_bound(min(bounds) if bounds else None)
+        bounds = [link.bound.position for link in list(self.site.links.values())]
+        self.site.window.set_bound(min((bound for bound in bounds if bound is not None), default=None))
 
     # ---------------------------------------------------------------- status
 

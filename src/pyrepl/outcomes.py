@@ -80,7 +80,8 @@ class Outcomes:
         Args:
             is_known: that not all of it would be performed was decided when it arrived.
         """
-        self._admitted.pop(lsn, None)
+        for known in [known for known in list(self._admitted) if known <= lsn]:
+            del self._admitted[known]  # of one that was performed before it was said that it has its place, too
         self.done()
         if done.decides or self.site.followers:
             self.known[lsn] = done.decided

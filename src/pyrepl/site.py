@@ -588,6 +588,8 @@ class Site:
         self.expect_notes(max(len(names), len(self.end.catalog.stores)))
         if isinstance(operation, operations.Compared):
             self.verification.announce(operation)
+        if isinstance(operation, operations.Early):
+            self.awaiting.add(operation.ticket)  # before it has its place, and so before a link sends it
         pledged = False
         try:
             self.gallery.pledge(effects)
@@ -601,14 +603,14 @@ class Site:
                 self.gallery.redeem(effects)
             if isinstance(operation, operations.Compared):
                 self.verification.retract(operation)
+            if isinstance(operation, operations.Early):
+                self.awaiting.discard(operation.ticket)
             with contextlib.suppress(OSError):  # then nothing can come that would take the note for its own
                 self._note_given(created, dict.fromkeys(paths or {}, ""))
             raise
         self.end.take_operation(operation, lsn)
-        if isinstance(operation, operations.Early):
-            self.awaiting.add(operation.ticket)  # before it is durable, and so before a link sends it
         self.expect_notes(len(names))
-        self.applier.links[lsn] = len(self.links)
+        self.applier.admitted(lsn)
         if works:
             self.outcomes.admitted(lsn, works)
         self._urgent_lsn = lsn
