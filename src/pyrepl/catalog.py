@@ -107,7 +107,7 @@ class Catalog:
         return Catalog(dict(self.stores), self.next_id)
 
     def __iter__(self) -> Iterator[Store]:
-        return iter(self.stores.values())
+        return iter([*self.stores.values()])  # as they are now: another thread may make one meanwhile
 
     def __contains__(self, store_id: int) -> bool:
         return store_id in self.stores

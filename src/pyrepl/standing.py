@@ -80,7 +80,7 @@ def standing(site: Site) -> dict[str, Any]:
                 "kind": store.kind,
                 "size": store.size,
                 "origin": names.get(store.origin),
-                "path": site.shelf.places[store.id].path if store.id in site.shelf.places else None,
+                "path": _path_of(site, store.id),
                 "diverged": ["here"] if differs else [],
             }
             for store in stores
@@ -92,7 +92,7 @@ def standing(site: Site) -> dict[str, Any]:
                 "name": view.name,
                 "size": view.size,
                 "lsn": view.lsn,
-                "path": site.shelf.places[view.id].path if view.id in site.shelf.places else None,
+                "path": _path_of(site, view.id),
             }
             for view in list(site.views.opened.values())
             if not view.label
@@ -106,7 +106,7 @@ def standing(site: Site) -> dict[str, Any]:
                 "origin": view.name,
                 "diverged": [],
                 "lsn": view.lsn,
-                "path": site.shelf.places[view.id].path if view.id in site.shelf.places else None,
+                "path": _path_of(site, view.id),
             }
             for view in [*site.views.kept(), *site.views.kept(PROTECTIVE)]
         ],
@@ -122,3 +122,8 @@ def standing(site: Site) -> dict[str, Any]:
             for image in list(site.shelf.images.values())
         ],
     }
+
+
+def _path_of(site: Site, number: int) -> str | None:
+    place = site.shelf.places.get(number)  # the applier may take it away at any time
+    return place.path if place is not None else None

@@ -75,6 +75,22 @@ def test_a_link_that_comes_while_another_one_is_judged(rig, monkeypatch):
             del site.links["second"]
 
 
+class Vanishing(dict):
+    """What is in it goes as soon as somebody has seen that."""
+
+    def __contains__(self, key: object) -> bool:
+        return self.pop(key, None) is not None
+
+
+def test_a_store_that_comes_or_goes_while_stores_are_listed(rig, monkeypatch):
+    site = rig.near.site
+    listed = iter(site.end.catalog)
+    rig.snapshot("v", "s")
+    assert [store.name for store in listed] == ["v"]
+    monkeypatch.setattr(site.shelf, "places", Vanishing(site.shelf.places))
+    assert [store["path"] is not None for store in rig.near.status()["stores"]] == [True, True]
+
+
 def test_an_operation_that_is_performed_before_whoever_admits_it_goes_on(rig, monkeypatch):
     """It is known all the same how many links the group had; and of plug-ins nothing is left that would count for ever."""
     site, admitted = rig.near.site, rig.near.site.applier.admitted
