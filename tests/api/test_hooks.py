@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -125,6 +126,34 @@ def test_who_finds_no_room_ends_a_hold_however_little_of_it_is_taken(tmp_path: P
         (run,) = runs(group)
         assert run["state"] == "released" and "no room" in run["text"]
         hook.go.set()
+
+
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("what", ["descriptors", "threads"])
+def test_one_that_cannot_be_begun_is_over(two: Two, monkeypatch: pytest.MonkeyPatch, what: str, hold: bool) -> None:
+    """Nobody waits for it then, and those after it have their turn."""
+    def none(*args: Any) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    start = threading.Thread.start
+
+    def begins(thread: threading.Thread) -> None:
+        if thread.name == "pyrepl-hook":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    two.group.on_mark("noon", ["/bin/true"] if what == "descriptors" else len, hold=hold, timeout=60)
+    with monkeypatch.context() as patch:
+        if what == "descriptors":
+            patch.setattr("pyrepl.runtime.hooks.os.pipe", none)
+        else:
+            patch.setattr(threading.Thread, "start", begins)
+        two.group.mark("noon", timeout=30)
+        (run,) = until(lambda: runs(two.group, "failed"), "it is over")
+    assert run["text"] == ("/bin/true: Too many open files" if what == "descriptors" else "can't start new thread")
+    two.group.on_mark("noon", ["/bin/true"], hold=hold)
+    two.group.mark("noon", timeout=30)
+    until(lambda: runs(two.group, "done"), "the next one")
 
 
 def test_the_dead_mans_timer(two: Two) -> None:

@@ -23,7 +23,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -134,11 +134,17 @@ class _Run:
         """Runs it, for at most its time. In a thread that may wait so long."""
         self._begin = time.monotonic()
         self.state = "running"
-        if callable(self.hook.run):
-            worker = threading.Thread(target=self._call, args=(self.hook.run,), name="pyrepl-hook", daemon=True)
-            worker.start()
-        else:
-            self._start(list(self.hook.run))
+        try:
+            if callable(self.hook.run):
+                worker = threading.Thread(target=self._call, args=(self.hook.run,), name="pyrepl-hook", daemon=True)
+                worker.start()
+            else:
+                self._start(list(self.hook.run))
+        except OSError as error:
+            what = self.hook.run[0] if not callable(self.hook.run) else self.hook.mark
+            self.end("failed", f"{what}: {error.strerror or error}")
+        except RuntimeError as error:
+            self.end("failed", str(error))  # no thread is to be had
         if not self.over.wait(self.hook.timeout):
             self.end("timed-out", f"it had not ended after {self.hook.timeout:g} s")
 
@@ -181,9 +187,9 @@ class _Run:
             "PATH": _PATH, "PYREPL_MARK": told.mark, "PYREPL_GROUP": told.group, "PYREPL_LSN": str(told.lsn),
             "PYREPL_ROLE": told.role,
         }  # fmt: skip
-        stdin, payload = os.pipe()
-        output, stdout = os.pipe()
-        try:
+        with ExitStack() as ends:
+            stdin, payload = _pipe(ends)
+            output, stdout = _pipe(ends)
             os.write(payload, told.payload)  # at most 4096 bytes: a pipe holds them
             with self._ending:
                 if self.over.is_set():
@@ -196,11 +202,6 @@ class _Run:
                                   *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited())],
                 )  # fmt: skip
             threading.Thread(target=self._watch, args=(os.dup(output),), name="pyrepl-hook", daemon=True).start()
-        except OSError as error:
-            self.end("failed", f"{program[0]}: {error.strerror or error}")
-        finally:
-            for fd in (stdin, payload, output, stdout):
-                os.close(fd)
 
     def _watch(self, output: int) -> None:
         """Until the program has ended, of itself or killed; its first words are kept."""
@@ -236,6 +237,14 @@ class _Run:
             return False
         wrote += some[: 4 * MOST_TEXT - len(wrote)]
         return bool(some)
+
+
+def _pipe(ends: ExitStack) -> tuple[int, int]:
+    """Both ends of one; they are closed with these."""
+    pair = os.pipe()
+    for end in pair:
+        ends.callback(os.close, end)
+    return pair
 
 
 def _inherited() -> list[int]:
