@@ -400,11 +400,18 @@ class Site:
         progress = state.applied_position - self._checkpoint_position
         if progress >= min(self.options.checkpoint_bytes, self._room // 4) or self.siblings.is_due:
             return True
-        if state.end_position - state.tail_position <= self._most_held // 2:
+        stuck = self._is_stuck(state)
+        if state.end_position - state.tail_position <= self._most_held // 2 and not stuck:
             return False
         # The log fills, and a checkpoint would give some of it back: what is applied and no link holds any more.
         gain = min(state.applied_position, self._held()) - state.tail_position
-        return gain > self._room // 16 or self._must_fold(state)
+        return gain > (0 if stuck else self._room // 16) or self._must_fold(state)
+
+    @staticmethod
+    def _is_stuck(state: WindowState) -> bool:
+        """Somebody finds no room in the log, and nothing is left to be applied that would make some: what comes from a
+        primary may be longer than the longest event."""
+        return state.wanting and state.applied_position == state.end_position
 
     def _held(self) -> int:
         """The first position that a link still needs in the log."""
@@ -416,7 +423,8 @@ class Site:
 
     def _must_fold(self, state: WindowState) -> bool:
         held = self._held()
-        return held < state.applied_position and state.end_position - held > self._most_held
+        most = 0 if self._is_stuck(state) and held <= state.tail_position else self._most_held
+        return held < state.applied_position and state.end_position - held > most
 
     def checkpoint(self) -> None:
         """Takes a checkpoint between two steps."""

@@ -12,6 +12,7 @@ from tests.api.test_links import REGION, SIZE, WAIT, Pair
 from tests.nbd.test_server import attach
 from tests.support.clients import until
 from tests.support.nbd_client import STATUS
+from tests.support.rig import Rig
 
 MIB = 1 << 20
 
@@ -362,3 +363,16 @@ def test_nbd_tells_where_the_last_site_may_differ(chain, tmp_path):
     chain.link().resume()
     chain.await_last()
     chain.equal()
+
+
+def test_what_comes_in_long_batches_finds_room_beside_what_a_link_lacks(tmp_path):
+    """The link of a secondary is down: the journal keeps what it lacks, as long as there is room for the longest event beside
+    it. A batch that was made elsewhere holds several, and waited for good."""
+    with Rig(tmp_path / "rig", {"v": 4 * MIB}, seed=5, journal=16 * MIB) as rig:
+        rig.far.add_link("last", "127.0.0.1:9")
+        site = rig.far.site
+        site._most_held = site._room  # so it is with any length that comes
+        for _ in range(40):
+            rig.write("v", 0, MIB)
+        rig.near.flush()
+        rig.link.wait_synced(30)
