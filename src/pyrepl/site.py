@@ -328,10 +328,11 @@ class Site:
     def abandon(self) -> None:
         """Gives the devices back as a killed process would: nothing more is written."""
         self._closed = True
-        self.applier.workshop.abandon()
-        self.window.close()
-        self.shelf.close()
-        self.journal.device.close()
+        with contextlib.ExitStack() as last_first:  # all of it, whatever one of them meets
+            last_first.callback(self.journal.device.close)
+            last_first.callback(self.shelf.close)
+            last_first.callback(self.window.close)
+            last_first.callback(self.applier.workshop.abandon)
 
     # ---- one step of the applier's thread
 

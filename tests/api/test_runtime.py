@@ -131,6 +131,28 @@ def test_a_window_that_fails_by_itself(driven):
     assert done.wait(60) and failures[0].errno == errno.ENOSPC
 
 
+def test_a_close_that_meets_an_error_gives_back_the_rest_and_ends_the_threads(driven, monkeypatch):
+    site, driver, _ = driven
+
+    def fails():
+        raise OSError(errno.EIO, "an input/output error")
+
+    monkeypatch.setattr(site.applier.workshop, "abandon", fails)
+    errors: list[BaseException] = []
+
+    def close():
+        try:
+            driver.close()
+        except OSError as error:
+            errors.append(error)
+
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive() and [error.errno for error in errors] == [errno.EIO]
+    assert site.window.state().failed == errno.ESHUTDOWN and not any(thread.is_alive() for thread in driver._threads)
+
+
 def test_after_close(driven):
     _, driver, failures = driven
     driver.close()
