@@ -291,9 +291,11 @@ class Attachment:
             self._dialer.redial()
 
     def start(self) -> None:
-        """Begins to connect."""
+        """Begins to connect; not in a group that has ended meanwhile, for its links were ended with it."""
         from pyrepl.runtime.dialer import Dialer
 
+        if self._group.fault is not None:
+            return
         self._dialer = Dialer(self._link, os.urandom, self.judge_lag)
         self._dialer.start()
 

@@ -75,6 +75,18 @@ def test_a_link_that_comes_while_another_one_is_judged(rig, monkeypatch):
             del site.links["second"]
 
 
+def test_a_link_that_is_added_while_the_group_is_closed_does_not_begin(rig, monkeypatch):
+    attach = rig.near.site.attach
+
+    def then_it_is_closed(link: Link) -> None:
+        attach(link)
+        rig.near.close()
+
+    monkeypatch.setattr(rig.near.site, "attach", then_it_is_closed)
+    rig.near.add_link("late", "127.0.0.1:9")
+    assert not [thread.name for thread in threading.enumerate() if thread.name == "pyrepl-send-late"]
+
+
 class Vanishing(dict):
     """What is in it goes as soon as somebody has seen that."""
 
