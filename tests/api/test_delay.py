@@ -76,6 +76,7 @@ def test_who_waits_in_vain_is_told_of_the_delay(rig):
 def test_what_fills_the_journal_during_a_step_shortens_the_delay_though_nothing_comes_after_it(rig, monkeypatch):
     """A step finds everything too young, and what fills the journal comes before it is over: no record follows that would
     wake the applier, for the next waits for the room that only a step makes."""
+    monkeypatch.setattr("pyrepl.runtime.driver.LOOK", 600)  # it is what came that wakes it
     rig.far.set_delay(3600)
     site, step, is_full = rig.far.site, rig.far.site.step, threading.Event()
     driver = site.exclusive.__self__
