@@ -106,7 +106,7 @@ class Admissions:
         if asking:
             return Refused(
                 f"group {group.name!r} was started as primary, and asks first whether another site leads meanwhile: "
-                f"{', '.join(site.status()['asking']) or 'all'} did not answer yet (see the status of the links). "
+                f"{', '.join(site.roles.awaited) or 'all'} did not answer yet (see the status of the links). "
                 f"It leads when all have; to promote it alone (`pyrepl promote {group.name} --alone`) asks nobody",
                 reason="asking",
                 retryable=True,

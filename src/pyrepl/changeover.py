@@ -271,11 +271,15 @@ class Changeover:
 
     def _activate(self) -> int:
         group, roles = self._group, self._group.site.roles
-        roles.activate()
-        group.attachments.redial()  # they have told the lineage as it was
-        with group.admission:
-            if not roles.asking and group.site.role == PRIMARY:
-                roles.hold(False)
+        roles.beginning = True
+        try:
+            roles.activate()
+            group.attachments.redial()  # they have told the lineage as it was
+            with group.admission:
+                if not roles.asking and group.site.role == PRIMARY:
+                    roles.hold(False)
+        finally:
+            roles.beginning = False
         group.abandon_unfinished()
         lsn = group.site.end.lineage.start
         group.emit({"event": "activated", "group": group.name, "lsn": lsn})

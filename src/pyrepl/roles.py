@@ -49,6 +49,7 @@ class Roles:
         self.held = False  # a primary that gives no place to new events
         self.changing = False  # no primary may begin to feed this site
         self.asking = False  # a primary that was started: not active before its peers have answered
+        self.beginning = False  # they have, or need not, and it is about to lead
         self.overruling = b""  # node of a primary that has told this one to lose: it is to step down
         self.refused = ""  # why the last primary that knocked was sent away
         self.refused_at: float | None = None  # when, seconds since 1970
@@ -68,6 +69,14 @@ class Roles:
         if self.asking and self.site.role == PRIMARY:
             self.asking = False
             self.site.activate()
+
+    @property
+    def awaited(self) -> list[str]:
+        """The links whose answer a primary that was started awaits before it leads; of all, while it begins to."""
+        if not (self.asking or self.beginning):
+            return []
+        links = list(self.site.links.values())
+        return [link.name for link in links if not link.answered] or [link.name for link in links]
 
     # ---- a primary steps down
 

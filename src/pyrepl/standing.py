@@ -36,7 +36,7 @@ def standing(site: Site) -> dict[str, Any]:
         "handed_over": site.end.handed_over,
         "successor": site.successor or None,
         "yields": site.end.yields,
-        "asking": [link.name for link in list(site.links.values()) if not link.answered and site.roles.asking],
+        "asking": site.roles.awaited,
         "fed_by": site.fed_by.hex() if site.fed_by else None,
         "above": [node.hex() for node in site.above if any(node)],
         "last_refusal": site.roles.refused,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from pyrepl.errors import Refused, UsageError
@@ -105,6 +107,30 @@ def test_one_that_has_more_waits_for_a_word(pair):
     assert pair.group.volume("data").read(0, SIZE) == pair.far.read(0, SIZE)
     until(lambda: len(pair.group.kept) == 1, "the protective snapshot goes when it is not needed any more", WAIT)
     assert [kept.read(0, 10) for kept in pair.group.kept] == [b"never sent"]
+
+
+def test_as_long_as_it_says_that_it_asks_it_refuses_and_no_longer(pair, monkeypatch):
+    """When the last has answered a generation is to be begun, and connections told of it, before there are writers."""
+    pair.there.close()
+    pair.here.close()
+    pair.here = pair.nodes("here")
+    pair.group = pair.here.group("db")
+    redial, begins, goes_on = pair.group.attachments.redial, threading.Event(), threading.Event()
+
+    def hold_up():
+        begins.set()
+        assert goes_on.wait(WAIT)
+        redial()
+
+    monkeypatch.setattr(pair.group.attachments, "redial", hold_up)
+    start_far(pair)
+    assert begins.wait(WAIT) and pair.group.status()["asking"] == ["paris"]
+    with pytest.raises(Refused, match="changing its role") as caught:
+        pair.group.volume("data").write(0, b"x")
+    assert caught.value.retryable
+    goes_on.set()
+    until(lambda: not pair.group.status()["asking"], "it leads", WAIT)
+    pair.group.volume("data").write(0, b"leads")  # at once
 
 
 def test_it_leads_when_the_last_of_its_peers_has_answered(pair, tmp_path):
