@@ -296,8 +296,10 @@ class Attachment:
 
         if self._group.fault is not None:
             return
-        self._dialer = Dialer(self._link, os.urandom, self.judge_lag)
-        self._dialer.start()
+        dialer = self._dialer = Dialer(self._link, os.urandom, self.judge_lag)
+        if self._stopped or self._group.fault is not None:  # whoever ended it may have looked before there was one
+            dialer.stop()
+        dialer.start()
 
     def stop(self) -> None:
         """Ends the connection and its threads. Harmless the second time."""

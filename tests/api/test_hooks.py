@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,19 @@ def test_who_finds_no_room_ends_a_hold_however_little_of_it_is_taken(tmp_path: P
         hook.go.set()
 
 
+def zombies() -> set[str]:
+    """Processes that this one began, and has not reaped."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            if state == "Z" and int(parent) == os.getpid():
+                found.add(path.parent.name)
+    return found
+
+
 @pytest.mark.parametrize("hold", [False, True])
-@pytest.mark.parametrize("what", ["descriptors", "threads"])
+@pytest.mark.parametrize("what", ["descriptors", "threads", "first threads", "watchers"])
 def test_one_that_cannot_be_begun_is_over(two: Two, monkeypatch: pytest.MonkeyPatch, what: str, hold: bool) -> None:
     """Nobody waits for it then, and those after it have their turn."""
     def none(*args: Any) -> Any:
@@ -138,11 +150,12 @@ def test_one_that_cannot_be_begun_is_over(two: Two, monkeypatch: pytest.MonkeyPa
     start = threading.Thread.start
 
     def begins(thread: threading.Thread) -> None:
-        if thread.name == "pyrepl-hook":
+        if thread.name in (("pyrepl-hold", "pyrepl-hooks") if what == "first threads" else ("pyrepl-hook",)):
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    two.group.on_mark("noon", ["/bin/true"] if what == "descriptors" else len, hold=hold, timeout=60)
+    two.group.on_mark("noon", len if what == "threads" else ["/bin/true"], hold=hold, timeout=60)
+    open_before, dead_before = len(os.listdir("/proc/self/fd")), zombies()
     with monkeypatch.context() as patch:
         if what == "descriptors":
             patch.setattr("pyrepl.runtime.hooks.os.pipe", none)
@@ -150,6 +163,9 @@ def test_one_that_cannot_be_begun_is_over(two: Two, monkeypatch: pytest.MonkeyPa
             patch.setattr(threading.Thread, "start", begins)
         two.group.mark("noon", timeout=30)
         (run,) = until(lambda: runs(two.group, "failed"), "it is over")
+    if what == "watchers":
+        until(lambda: len(os.listdir("/proc/self/fd")) <= open_before, "nothing of it stays open")
+        until(lambda: zombies() <= dead_before, "nobody is left to be reaped")
     assert run["text"] == ("/bin/true: Too many open files" if what == "descriptors" else "can't start new thread")
     two.group.on_mark("noon", ["/bin/true"], hold=hold)
     two.group.mark("noon", timeout=30)

@@ -145,6 +145,7 @@ class _Run:
             self.end("failed", f"{what}: {error.strerror or error}")
         except RuntimeError as error:
             self.end("failed", str(error))  # no thread is to be had
+            self._reap()
         if not self.over.wait(self.hook.timeout):
             self.end("timed-out", f"it had not ended after {self.hook.timeout:g} s")
 
@@ -160,6 +161,13 @@ class _Run:
                 with suppress(ProcessLookupError):
                     os.killpg(self._pid, signal.SIGKILL)  # what it has begun in its session, too
         return True
+
+    def _reap(self) -> None:
+        """Of a program that was killed, and that nobody watches."""
+        with self._ending:
+            if self._pid:
+                os.waitpid(self._pid, 0)
+                self._pid = 0
 
     def told(self) -> dict[str, Any]:
         """For people and programs."""
@@ -201,7 +209,12 @@ class _Run:
                                   (os.POSIX_SPAWN_DUP2, stdout, 2),
                                   *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited())],
                 )  # fmt: skip
-            threading.Thread(target=self._watch, args=(os.dup(output),), name="pyrepl-hook", daemon=True).start()
+            watched = os.dup(output)
+            try:
+                threading.Thread(target=self._watch, args=(watched,), name="pyrepl-hook", daemon=True).start()
+            except RuntimeError:
+                os.close(watched)
+                raise
 
     def _watch(self, output: int) -> None:
         """Until the program has ended, of itself or killed; its first words are kept."""
@@ -311,7 +324,11 @@ class Hooks:
                 return False
             self._site.stores.flush()  # whoever looks at the devices from outside sees this point
             run = self._held = self._made(hook, mark, lsn)
-            threading.Thread(target=self._hold, args=(run,), name="pyrepl-hold", daemon=True).start()
+            try:
+                threading.Thread(target=self._hold, args=(run,), name="pyrepl-hold", daemon=True).start()
+            except RuntimeError as error:
+                run.end("failed", str(error))  # no thread is to be had
+                self._say(run)
         if self._closed:
             return False
         if not run.over.is_set() and self._is_filling():
@@ -332,10 +349,15 @@ class Hooks:
             if len(self._queue) >= MOST_QUEUED:
                 self._end(run, "skipped", f"{MOST_QUEUED} hooks wait for their turn already")
                 return
-            self._queue.append(run)
             if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name="pyrepl-hooks", daemon=True)
-                self._worker.start()
+                worker = threading.Thread(target=self._work, name="pyrepl-hooks", daemon=True)
+                try:
+                    worker.start()
+                except RuntimeError as error:
+                    self._end(run, "failed", str(error))
+                    return
+                self._worker = worker
+            self._queue.append(run)
             self._wanted.notify()
 
     # ---- inside
