@@ -37,7 +37,7 @@ class Intake:
         self.is_coming = False  # such a thing is being appended
         self.turning = False  # a fork that leads this site elsewhere is about to arrive: no link may connect
         self.taken: Callable[[], None] = lambda: None  # called when more than events was taken in, or was not after all
-        self.ends: Callable[[], bool] = lambda: False  # whether the connection that brings it is over
+        self.ends: Callable[[], bool] | None = None  # whether the connection that brings it is over
 
     def receive(self, head: memoryview, payload: memoryview) -> int:
         """Appends a batch that was judged and checked against the protocol, unchanged; the position after it.
@@ -133,7 +133,7 @@ class Intake:
                 return self.site.window.append_received(head, payload, blocks=blocks, timeout=LOOK)[1]
             except TimeoutError:
                 self.site.shortage.turn_away()
-                if self.ends():
+                if self.ends is not None and self.ends():
                     raise PeerError("the connection has ended", retryable=True, reason="stop") from None
 
     def _receive_operation(self, head: memoryview, payload: memoryview, operation: Operation, lsn: int) -> int:

@@ -1,8 +1,9 @@
 """The threads of one group: who steps the site, and when.
 
     apply     the only one that steps: stores, maps, mover, checkpoints; between two steps it runs what others asked
-    for (call) watch     waits on behalf of ``apply``, which cannot wait for two things at once: for events, and for
-                         whoever finds no room for one
+              for (call)
+    watch     waits on behalf of ``apply``, which cannot wait for two things at once: for events, and for whoever
+              finds no room for one
     commit    writes to the journal what was submitted and nobody waits for
     sweep     once a minute, gives up a verification that nobody asks about any more
 

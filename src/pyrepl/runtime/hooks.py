@@ -140,11 +140,9 @@ class _Run:
                 worker.start()
             else:
                 self._start(list(self.hook.run))
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # no descriptor, or no thread, is to be had
             what = self.hook.run[0] if not callable(self.hook.run) else self.hook.mark
-            self.end("failed", f"{what}: {error.strerror or error}")
-        except RuntimeError as error:
-            self.end("failed", str(error))  # no thread is to be had
+            self.end("failed", f"{what}: {getattr(error, 'strerror', None) or error}")
             self._reap()
         if not self.over.wait(self.hook.timeout):
             self.end("timed-out", f"it had not ended after {self.hook.timeout:g} s")
@@ -209,18 +207,16 @@ class _Run:
                                   (os.POSIX_SPAWN_DUP2, stdout, 2),
                                   *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited())],
                 )  # fmt: skip
-            watched = os.dup(output)
-            try:
-                threading.Thread(target=self._watch, args=(watched,), name="pyrepl-hook", daemon=True).start()
-            except RuntimeError:
-                os.close(watched)
-                raise
+            with ExitStack() as watched:
+                fds = _kept(watched, os.dup(output)), _kept(watched, os.pidfd_open(self._pid))
+                threading.Thread(target=self._watch, args=fds, name="pyrepl-hook", daemon=True).start()
+                watched.pop_all()  # the thread closes them
 
-    def _watch(self, output: int) -> None:
+    def _watch(self, output: int, ended: int) -> None:
         """Until the program has ended, of itself or killed; its first words are kept."""
-        wrote, poll, ended = bytearray(), select.poll(), os.pidfd_open(self._pid)
-        os.set_blocking(output, False)
+        wrote, poll = bytearray(), select.poll()
         try:
+            os.set_blocking(output, False)
             poll.register(output, select.POLLIN)
             poll.register(ended, select.POLLIN)
             while True:
@@ -254,10 +250,13 @@ class _Run:
 
 def _pipe(ends: ExitStack) -> tuple[int, int]:
     """Both ends of one; they are closed with these."""
-    pair = os.pipe()
-    for end in pair:
-        ends.callback(os.close, end)
-    return pair
+    output, entry = os.pipe()
+    return _kept(ends, output), _kept(ends, entry)
+
+
+def _kept(ends: ExitStack, fd: int) -> int:
+    ends.callback(os.close, fd)
+    return fd
 
 
 def _inherited() -> list[int]:

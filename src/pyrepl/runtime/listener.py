@@ -202,6 +202,9 @@ class Feed:
         self._over = False
         self._thread = threading.Thread(target=self._run, name="pyrepl-feed", daemon=True)
 
+    def _is_over(self) -> bool:
+        return self._over
+
     @property
     def is_open(self) -> bool:
         """Whether the primary is connected and the handshake is over."""
@@ -246,7 +249,7 @@ class Feed:
             self.replica = replica = Replica(site, self.session, self.listener._entropy, allow=self.listener._allow)
             replica.judge(hello)
             self.listener._seat(site, self)
-            site.intake.ends = lambda: self._over
+            site.intake.ends = self._is_over
             self.connection.send(replica.receive(hello))
             while self.session.fresh:
                 message = self.connection.receive(self.session, self._lock, deadline)
@@ -297,6 +300,8 @@ class Feed:
                     thread.join()
             if knocking:
                 self.listener._known()
+            if self.replica is not None and self.replica.site.intake.ends == self._is_over:
+                self.replica.site.intake.ends = None  # this connection, and its buffers, go
             self.session.close()
             self.listener._ended(self)
             self.connection.close()
